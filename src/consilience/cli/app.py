@@ -1,0 +1,159 @@
+"""The commands and their flags; each body is imported when it runs, so that ``--help`` stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from consilience import __version__
+
+app = typer.Typer(
+    name="consilience",
+    help="Ask a model several times, see where the draws agree, and stop when that is enough.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ledger_app = typer.Typer(help="Look at, export and import the draws that were made.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+Ledger = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads it
+    typer.Option("--ledger", help="Path or URL; default $CONSILIENCE_LEDGER, else .consilience/ledger.db."),
+]
+Kind = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--kind", help="Answer kind of all problems: auto, number, math, choice, text, json."),
+]
+Extract = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--extract", help="Regular expression that finds the answer (group 1, or the whole match)."),
+]
+Report = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--report", help="Write a page (.html) with plots beside it."),
+]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"consilience {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Ask a model several times, see where the draws agree, and stop when that is enough."""
+
+
+@app.command()
+def solve(
+    questions: Annotated[Path, typer.Argument(help="Questions: JSON lines, only `question` is required.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="house, hf:PATH, record:FILE or openai:MODEL@URL; default house.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="stop:key=value,...[+vote:...] or @FILE; default asc.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Caps of the run: draws=,tokens=,usd=,seconds=.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the record (.jsonl or .jsonl.gz).")] = None,
+    json: Json = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Default 0.7.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus mass; not sent unless given.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Tokens per draw; default 1024.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", help="Prompt template with {question} and {ending}.")
+    ] = None,
+    kind: Kind = None,
+    extract: Extract = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the run: another seed, other draws.")] = 0,
+    ledger: Ledger = None,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", help="Calls in flight; default 8.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Default consilience.toml, if there.")] = None,
+    report: Report = None,
+) -> None:
+    """Answer questions with as many draws as each needs; a second run of the same command buys nothing twice."""
+    from consilience.cli.solve import run
+
+    settings = {
+        "model": model,
+        "policy": policy,
+        "budget": budget,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "system": system,
+        "template": template,
+        "kind": kind,
+        "extract": extract,
+        "seed": seed,
+        "ledger": ledger,
+        "concurrency": concurrency,
+        "config": config,
+    }
+    raise typer.Exit(run(questions, settings, out=out, report=report, as_json=json))
+
+
+@app.command()
+def replay(
+    record: Annotated[Path, typer.Argument(help="A record: what `solve --out` wrote, or any file of its form.")],
+    policy: Annotated[list[str], typer.Option("--policy", help="A policy; give the flag again for more.")],
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Random orders of the draws.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the orders.")] = 0,
+    json: Json = False,
+    kind: Kind = None,
+    extract: Extract = None,
+    report: Report = None,
+) -> None:
+    """Run policies over recorded draws in many random orders, without a further draw."""
+    from consilience.cli.replay import run
+
+    raise typer.Exit(
+        run(record, policy, repeats=repeats, seed=seed, kind=kind, extract=extract, report=report, as_json=json)
+    )
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List every registered method: id, family, paper, needs."""
+    from consilience.cli.methods import run
+
+    run(as_json=json)
+
+
+@ledger_app.command("show")
+def ledger_show(ledger: Ledger = None, json: Json = False) -> None:
+    """Count what the ledger holds, per endpoint and model."""
+    from consilience.cli.ledger import show
+
+    show(ledger, as_json=json)
+
+
+@ledger_app.command("export")
+def ledger_export(
+    path: Annotated[Path, typer.Argument(help="The file to write (.jsonl or .jsonl.gz).")], ledger: Ledger = None
+) -> None:
+    """Write all good draws as a record, one request a line."""
+    from consilience.cli.ledger import export
+
+    export(path, ledger)
+
+
+@ledger_app.command("import")
+def ledger_import(
+    path: Annotated[Path, typer.Argument(help="A file that `ledger export` wrote.")], ledger: Ledger = None
+) -> None:
+    """Take in an export; draws already here stay as they are."""
+    from consilience.cli.ledger import load
+
+    load(path, ledger)

@@ -1,0 +1,363 @@
+"""The live driver: draws for many problems at once and answers each as soon as its rule is satisfied.
+
+The rule judges a problem's draws in index order, one prefix at a time, exactly as replay does; what runs ahead of it
+only prefetches. So neither concurrency nor the order of arrival changes a verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from consilience.draws import Draw, Problem, Usage, Verdict
+from consilience.errors import BudgetSpent, ConsilienceError, SourceExhausted
+from consilience.rules import Rule
+from consilience.text.answers import AnswerClasses
+from consilience.text.prompts import messages
+from consilience.text.session import Session
+from consilience.text.sources.base import Request
+from consilience.views import answer_of, kind_of, right_answer, view_of
+
+PREFETCH = 0.1
+"""Draws that may run ahead of the rule, as a share of the draws it has judged: the bound on what can be wasted."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How problems become requests: sampling parameters by their OpenAI names, prompt parts, answer reading.
+
+    ``required`` names the parameters the user set himself; ``bare`` asks the question alone.
+    """
+
+    params: dict[str, Any]
+    seed: int = 0
+    system: str | None = None
+    template: str | None = None
+    kind: str | None = None
+    pattern: re.Pattern[str] | None = None
+    required: frozenset[str] = frozenset()
+    bare: bool = False
+
+
+@dataclass
+class Progress:
+    """How far a run is: problems, draws judged and draws that a fixed ``max`` would have taken."""
+
+    problems: int
+    answered: int = 0
+    finished: int = 0
+    judged: int = 0
+    saved: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Duplicates:
+    """Watches for a backend that repeats itself: equal texts per question, equal completion ids."""
+
+    draws: int = 0
+    repeated: int = 0
+    first_questions: list[bool] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    repeated_id: str | None = None
+
+    def note(self, draws: Sequence[Draw]) -> None:
+        """Take in all draws of one finished question."""
+        texts = [draw.text for draw in draws if not draw.failed]
+        self.draws += len(texts)
+        self.repeated += len(texts) - len(set(texts))
+        if len(texts) > 1 and len(self.first_questions) < 10:
+            self.first_questions.append(len(set(texts)) == 1)
+        calls = {str(i) for draw in draws if (i := (draw.model_extra or {}).get("completion_id"))}
+        if self.repeated_id is None:
+            self.repeated_id = next(iter(calls & self.ids), None)
+        self.ids |= calls
+
+    @property
+    def share(self) -> float | None:
+        """Share of draws whose text repeats an earlier draw of the same question; None without draws."""
+        return self.repeated / self.draws if self.draws else None
+
+    def warning(self) -> str | None:
+        """What to tell the user, once there is reason to."""
+        if self.repeated_id is not None:
+            return f"the endpoint returned the completion id {self.repeated_id!r} twice: its replies may be cached"
+        if len(self.first_questions) == 10 and all(self.first_questions):
+            return (
+                "all draws of each of the first ten questions are identical although temperature > 0: "
+                "a cache or a fixed seed at the endpoint makes repeated draws worthless"
+            )
+        return None
+
+
+class Driver:
+    """One run of one rule over problems.
+
+    ``on_progress`` is called after every judgement; ``warn`` gets a line the user should read, once per subject.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        rule: Rule,
+        asking: Asking,
+        *,
+        concurrency: int = 8,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.session = session
+        self.rule = rule
+        self.asking = asking
+        self.concurrency = concurrency
+        self.on_progress = on_progress
+        self.warn = warn
+        self.progress = Progress(0)
+        self.duplicates = Duplicates()
+        self.budget_spent: str | None = None
+        self._warned = False
+        self._open: dict[int, _Open] = {}
+        self._all_open = False
+        self._ahead = 0
+        self._prefetching: set[asyncio.Task[None]] = set()
+
+    async def run(self, problems: Sequence[Problem], on_finished: Callable[[Finished], None]) -> None:
+        """Answer all problems; ``on_finished`` gets each, with draws and verdict, in input order.
+
+        Raises EndpointError when the run cannot go on; the draws made so far are in the ledger.
+        """
+        self.progress.problems = len(problems)
+        finished = _InOrder(on_finished)
+        room = asyncio.Semaphore(max(4 * self.concurrency, 64))
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for number, opened in self._opened(problems, room):
+                    group.create_task(self._answer(number, opened, finished, room))
+                self._all_open = True
+            if self._prefetching:
+                await asyncio.wait(self._prefetching)
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+        finally:
+            for task in self._prefetching:
+                task.cancel()
+
+    async def _opened(self, problems: Sequence[Problem], room: asyncio.Semaphore) -> AsyncIterator[tuple[int, _Open]]:
+        """Problems in order, as room comes free; the ledger is asked for many at a time."""
+        ahead = max(4 * self.concurrency, 64)
+        for start in range(0, len(problems), ahead):
+            chunk = [_Open(problem, self.request(problem), self._kind(problem)) for problem in problems[start:][:ahead]]
+            await self.session.open(opened.request for opened in chunk)
+            for number, opened in enumerate(chunk, start):
+                await room.acquire()
+                self._open[number] = opened
+                yield number, opened
+
+    def _kind(self, problem: Problem) -> str:
+        return kind_of(problem, self.asking.kind)
+
+    def request(self, problem: Problem) -> Request:
+        """The request that a problem's draws are drawn from."""
+        asking, source = self.asking, self.session.source
+        return Request(
+            endpoint=source.endpoint,
+            model=source.model,
+            messages=messages(
+                problem.question,
+                self._kind(problem),
+                system=asking.system,
+                template=asking.template,
+                bare=asking.bare,
+            ),
+            params=asking.params,
+            seed=asking.seed,
+            required=asking.required,
+            question=problem.question,
+            problem_id=problem.id,
+        )
+
+    async def _answer(self, number: int, opened: _Open, finished: _InOrder, room: asyncio.Semaphore) -> None:
+        try:
+            verdict, first = await self._judge(opened)
+            problem = opened.problem
+            problem.draws = await self._all_draws(opened)
+            problem.collected_by = self.rule.name
+            verdict.usage = usage_of(problem.draws)
+            verdict.cost = verdict.usage.cost
+            problem.verdict = verdict
+            right = await asyncio.to_thread(right_answer, verdict.answer, first, problem, opened.kind)
+            self._finish(verdict, problem.draws)
+        finally:
+            del self._open[number]
+            self.session.release(opened.request)
+            room.release()
+        finished.put(number, Finished(problem, opened.kind, right))
+
+    async def _judge(self, opened: _Open) -> tuple[Verdict, Draw | None]:
+        """Draw what the rule certainly needs, judge that prefix, and so on until it wants no more.
+
+        Returns the verdict and its first supporting draw.
+        """
+        reason = "max"
+        while want := opened.want(self.rule):
+            opened.asked = max(opened.asked, opened.judged + want)
+            self._prefetch()
+            try:
+                draws = await self.session.draw(opened.request, range(opened.judged, opened.judged + want))
+            except (BudgetSpent, SourceExhausted) as stop:
+                reason = self._why_ended(stop)
+                break
+            self._ahead -= sum(1 for index in range(len(draws)) if opened.judged + index in opened.ahead)
+            await opened.take(draws, self.asking.pattern)
+            self.progress.judged += len(draws)
+            self.on_progress(self.progress)
+        else:
+            reason = "rule" if opened.judged < self.rule.max else "max"
+        opened.closed = True
+        return opened.verdict(self.rule, reason)
+
+    def _why_ended(self, stop: BudgetSpent | SourceExhausted) -> str:
+        if isinstance(stop, SourceExhausted):
+            return "source exhausted"
+        if self.budget_spent is None:
+            self.budget_spent = stop.limit
+            self.warn(f"budget: {stop}; the questions left get what was drawn for them")
+        return f"budget: {stop.limit}"
+
+    async def _all_draws(self, opened: _Open) -> list[Draw]:
+        """The judged draws and, behind them, those that were prefetched and are here without a gap."""
+        draws = list(opened.draws)
+        pending = [task for index, task in opened.ahead.items() if index >= opened.judged]
+        if pending:
+            await asyncio.wait(pending)
+            with suppress(BudgetSpent, SourceExhausted):
+                draws += await self.session.draw(opened.request, range(opened.judged, max(opened.ahead) + 1))
+        return draws
+
+    def _prefetch(self) -> None:
+        """Fill idle connections with draws that the rule may need, round robin, within the allowance."""
+        if not self._all_open:
+            return
+        waiting = sorted((o for o in self._open.values() if not o.closed), key=lambda o: o.asked - o.judged)
+        for opened in waiting:
+            idle = self.concurrency - self.session.in_flight
+            allowance = PREFETCH * self.progress.judged - self._ahead
+            if idle < 1 or allowance < 1 or self.budget_spent:
+                return
+            if opened.asked < self.rule.max and not self.session.has(opened.request, opened.asked):
+                index, opened.asked = opened.asked, opened.asked + 1
+                self._ahead += 1
+                task = asyncio.create_task(self._draw_ahead(opened, index))
+                opened.ahead[index] = task
+                self._prefetching.add(task)
+                task.add_done_callback(self._prefetching.discard)
+
+    async def _draw_ahead(self, opened: _Open, index: int) -> None:
+        with suppress(ConsilienceError):  # what stops the run is raised where the rule needs a draw
+            await self.session.draw(opened.request, [index])
+
+    def _finish(self, verdict: Verdict, draws: Sequence[Draw]) -> None:
+        self.progress.finished += 1
+        self.progress.answered += not verdict.abstained
+        if verdict.decided:
+            self.progress.saved += self.rule.max - verdict.draws
+        self.on_progress(self.progress)
+        self.duplicates.note(draws)
+        if not self._warned and self.asking.params.get("temperature", 1) > 0 and (text := self.duplicates.warning()):
+            self._warned = True
+            self.warn(text)
+
+
+class _Open:
+    """A problem being answered: its draws up to the judged prefix and their classes."""
+
+    def __init__(self, problem: Problem, request: Request, kind: str) -> None:
+        self.problem, self.request, self.kind = problem, request, kind
+        self.draws: list[Draw] = []
+        self.labels: list[int] = []
+        self.classes = AnswerClasses(kind)
+        self.asked = 0
+        self.ahead: dict[int, asyncio.Task[None]] = {}
+        self.closed = False
+
+    @property
+    def judged(self) -> int:
+        """How many leading draws the rule has seen."""
+        return len(self.draws)
+
+    def want(self, rule: Rule) -> int:
+        """How many further draws the rule certainly needs."""
+        return int(rule.want(view_of([self.labels], [self.draws], rule.needs)).sum())
+
+    async def take(self, draws: Iterable[Draw], pattern: re.Pattern[str] | None) -> None:
+        """Add draws to the judged prefix."""
+        for draw in draws:
+            answer = answer_of(draw, self.kind, pattern)
+            self.labels.append(await self.classes.add_async(answer))
+            # a copy: another problem with the same request may read another kind of answer from the same draw
+            self.draws.append(draw if draw.answer == answer else draw.model_copy(update={"answer": answer}))
+
+    def verdict(self, rule: Rule, reason: str) -> tuple[Verdict, Draw | None]:
+        """What the judged draws agree on, and the first draw that supports it."""
+        winners, confidences = rule.decide(view_of([self.labels], [self.draws], rule.needs))
+        winner = int(winners[0])
+        names = self.classes.representatives
+        counts = {names[label]: float(self.labels.count(label)) for label in dict.fromkeys(self.labels) if label >= 0}
+        unknown = {"unknown_pairs": self.classes.unknown_pairs} if self.classes.unknown_pairs else {}
+        verdict = Verdict(
+            answer=names[winner] if winner >= 0 else None,
+            confidence=float(confidences[0]),
+            votes=dict(sorted(counts.items(), key=lambda item: -item[1])),
+            draws=self.judged,
+            failed=sum(draw.failed for draw in self.draws),
+            usage=Usage(),
+            cost=0.0,
+            stopped_because=reason,
+            decided=reason == "rule",
+            abstained=winner < 0,
+            **unknown,
+        )
+        return verdict, self.draws[self.labels.index(winner)] if winner >= 0 else None
+
+
+def usage_of(draws: Iterable[Draw]) -> Usage:
+    """Tokens and money of draws as their endpoint stated them, one request counted per completion."""
+    total = Usage(prompt_tokens=0, completion_tokens=0, cost=0.0, requests=0)
+    calls: set[str] = set()
+    for draw in draws:
+        total.prompt_tokens += draw.prompt_tokens or 0
+        total.completion_tokens += draw.completion_tokens or 0
+        total.cost += draw.cost or 0.0
+        call = (draw.model_extra or {}).get("completion_id")
+        total.requests += call is None or call not in calls
+        calls |= {call} if call else set()
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A problem with its draws and verdict, the answer kind in force, and whether the verdict is right (if known)."""
+
+    problem: Problem
+    kind: str
+    right: bool | None
+
+
+class _InOrder:
+    """Passes finished problems on in their numbers' order."""
+
+    def __init__(self, on_finished: Callable[[Finished], None]) -> None:
+        self._on_finished = on_finished
+        self._next = 0
+        self._waiting: dict[int, Finished] = {}
+
+    def put(self, number: int, finished: Finished) -> None:
+        self._waiting[number] = finished
+        while self._next in self._waiting:
+            self._on_finished(self._waiting.pop(self._next))
+            self._next += 1

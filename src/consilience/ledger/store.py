@@ -1,0 +1,270 @@
+"""The ledger: draws by (request hash, draw index), written in groups by one thread, before any rule sees them.
+
+A draw is never bought twice: asking for k draws when k are stored costs nothing and returns the same k. A failed
+draw is kept as a trace, but a later run asks for it again and a good draw takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from consilience import record
+from consilience.draws import Draw, Problem
+from consilience.errors import ConsilienceError, InputError
+from consilience.ledger import tables
+
+GROUP = 1000
+"""The most draws written in one transaction."""
+
+
+def default_url() -> str:
+    """``CONSILIENCE_LEDGER``, else ``.consilience/ledger.db`` in the working directory."""
+    return os.environ.get("CONSILIENCE_LEDGER") or str(Path(".consilience") / "ledger.db")
+
+
+class Asked(Protocol):
+    """What the ledger must know of a request."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of `canonical`."""
+
+    @property
+    def question(self) -> str:
+        """The question in words, for people who read an export."""
+
+    def canonical(self) -> str:
+        """Canonical JSON of the request's identity."""
+
+
+class Ledger:
+    """A store of draws behind one writer thread; safe to share between processes.
+
+    Raises InputError when it cannot be opened; a write that fails is raised by the future of every draw in it.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self._engine = tables.open_engine(url or default_url())
+        self.name = self._engine.url.render_as_string(hide_password=True)
+        self._insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_groups, name="consilience-ledger", daemon=True)
+        self._known: set[str] = set()
+        self._closed = False
+        self._writer.start()
+
+    def put(self, asked: Asked, index: int, draw: Draw) -> asyncio.Future[None]:
+        """Write one draw; the future is done once it is durable. Call from a running event loop."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        request = None
+        if asked.hash not in self._known:
+            self._known.add(asked.hash)
+            request = {"hash": asked.hash, "identity": asked.canonical(), "question": asked.question}
+        self._queue.put(_Entry(request, _row(asked.hash, index, draw), loop, done))
+        return done
+
+    def stored(self, hashes: Iterable[str]) -> dict[str, dict[int, Draw]]:
+        """The good draws stored for each request hash, by index."""
+        found: dict[str, dict[int, Draw]] = {key: {} for key in hashes}
+        keys = list(found)
+        columns = (tables.draws.c.request_hash, tables.draws.c.draw_index, tables.draws.c.payload)
+        with self._engine.connect() as connection:
+            for start in range(0, len(keys), 500):
+                chosen = tables.draws.c.request_hash.in_(keys[start : start + 500])
+                query = select(*columns).where(chosen, tables.draws.c.failed == 0)
+                for key, index, payload in connection.execute(query):
+                    found[key][index] = Draw.model_validate_json(payload)
+        return found
+
+    def close(self) -> None:
+        """Write what is queued and let the database go."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._writer.join()
+            self._engine.dispose()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_groups(self) -> None:
+        with self._engine.connect() as connection:
+            while (entry := self._queue.get()) is not None:
+                group, last = self._gather(entry)
+                self._write_group(connection, group)
+                if last:
+                    return
+
+    def _gather(self, first: _Entry) -> tuple[list[_Entry], bool]:
+        group = [first]
+        while len(group) < GROUP:
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return group, False
+            if entry is None:
+                return group, True
+            group.append(entry)
+        return group, False
+
+    def _write_group(self, connection: Connection, group: list[_Entry]) -> None:
+        failure: Exception | None = None
+        try:
+            with connection.begin():
+                self._upsert(connection, [e.request for e in group if e.request], [e.row for e in group])
+        except (SQLAlchemyError, OSError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            failure = ConsilienceError(f"ledger {self.name}: cannot be written ({reason})")
+        for loop in {entry.loop for entry in group}:
+            waiting = [entry.done for entry in group if entry.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_resolve, waiting, failure)
+            except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
+                continue
+
+    def _upsert(self, connection: Connection, requests: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        if requests:
+            connection.execute(self._insert(tables.requests).on_conflict_do_nothing(), requests)
+        statement = self._insert(tables.draws)
+        replaced = {key: statement.excluded[key] for key in ("failed", "created", "payload")}
+        keep_good = tables.draws.c.failed == 1
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["request_hash", "draw_index"], set_=replaced, where=keep_good
+            ),
+            rows,
+        )
+
+    # --- what the command line shows, exports and imports ---
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per endpoint and model: requests, draws, failed, prompt_tokens, completion_tokens, cost."""
+        totals: dict[tuple[str, str], dict[str, Any]] = {}
+        for identity, _question, held in self._requests():
+            known = json.loads(identity)
+            key = (known["endpoint"], known["model"])
+            row = totals.setdefault(key, {"endpoint": key[0], "model": key[1], "requests": 0, "draws": 0, "failed": 0})
+            row["requests"] += 1
+            for draw in held.values():
+                row["failed" if draw.failed else "draws"] += 1
+                for name in ("prompt_tokens", "completion_tokens", "cost"):
+                    row[name] = row.get(name, 0) + (getattr(draw, name) or 0)
+        return [totals[key] for key in sorted(totals)]
+
+    def export(self, path: str | Path) -> int:
+        """Write all good draws as a record, one request a line; returns the number of requests."""
+        return record.write(path, self._exported())
+
+    def _exported(self) -> Iterator[Problem]:
+        for identity, question, held in self._requests():
+            good = {index: draw for index, draw in held.items() if not draw.failed}
+            if good:
+                indices = sorted(good)
+                key = hashlib.sha256(identity.encode()).hexdigest()
+                yield Problem(
+                    id=key,
+                    question=question,
+                    request=json.loads(identity),
+                    draw_indices=indices,  # type: ignore[call-arg]
+                    draws=[good[index] for index in indices],
+                )
+
+    def _requests(self) -> Iterator[tuple[str, str, dict[int, Draw]]]:
+        r, d = tables.requests.c, tables.draws.c
+        query = select(r.hash, r.identity, r.question, d.draw_index, d.payload).join(
+            tables.draws, r.hash == d.request_hash
+        )
+        current: tuple[str, str, dict[int, Draw]] | None = None
+        last = ""
+        with self._engine.connect().execution_options(yield_per=1000) as connection:
+            for key, identity, question, index, payload in connection.execute(query.order_by(r.hash, d.draw_index)):
+                if current is None or key != last:
+                    if current is not None:
+                        yield current
+                    current, last = (identity, question, {}), key
+                current[2][index] = Draw.model_validate_json(payload)
+        if current is not None:
+            yield current
+
+    def load(self, path: str | Path) -> tuple[int, int]:
+        """Take in what `export` wrote; returns (draws added, draws already here).
+
+        Raises InputError naming the line whose request or indices do not fit; nothing of such a file is kept.
+        """
+        with self._engine.begin() as connection:
+            before = self._count(connection)
+            read = 0
+            for number, problem in enumerate(record.read(path), 1):
+                request, rows = _rows_of(problem, f"{path}, problem {number}")
+                self._upsert(connection, [request], rows)
+                read += len(rows)
+            added = self._count(connection) - before
+        return added, read - added
+
+    def _count(self, connection: Connection) -> int:
+        query = select(func.count()).select_from(tables.draws).where(tables.draws.c.failed == 0)
+        return int(connection.execute(query).scalar_one())
+
+
+def _row(request_hash: str, index: int, draw: Draw) -> dict[str, Any]:
+    return {
+        "request_hash": request_hash,
+        "draw_index": index,
+        "failed": int(draw.failed),
+        "created": time.time(),
+        "payload": draw.model_dump_json(exclude_unset=True),
+    }
+
+
+class _Entry:
+    __slots__ = ("done", "loop", "request", "row")
+
+    def __init__(
+        self,
+        request: dict[str, Any] | None,
+        row: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        done: asyncio.Future[None],
+    ) -> None:
+        self.request, self.row, self.loop, self.done = request, row, loop, done
+
+
+def _resolve(waiting: list[asyncio.Future[None]], failure: Exception | None) -> None:
+    for future in waiting:
+        if not future.done():
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(failure)
+
+
+def _rows_of(problem: Problem, place: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    extra = problem.model_extra or {}
+    identity, indices = extra.get("request"), extra.get("draw_indices")
+    if not isinstance(identity, dict) or not {"endpoint", "model", "messages"} <= set(identity):
+        raise InputError(f"{place}: field 'request' is missing; only `ledger export` files can be imported")
+    whole = isinstance(indices, list) and all(isinstance(i, int) and i >= 0 for i in indices)
+    if not whole or len(set(indices)) != len(problem.draws):  # type: ignore[arg-type]
+        raise InputError(f"{place}: field 'draw_indices' must hold one index per draw")
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    rows = [_row(key, index, draw) for index, draw in zip(indices, problem.draws, strict=True)]  # type: ignore[arg-type]
+    return {"hash": key, "identity": text, "question": problem.question}, rows

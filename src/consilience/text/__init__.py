@@ -1,0 +1,1 @@
+"""Language models: sources of draws, answers, voting, stopping, and the session that ties them together."""

@@ -1,0 +1,188 @@
+"""Hard budgets under concurrency: the worst case is reserved before a call is sent and settled after it.
+
+Money is counted in whole picodollars (1e-12 USD) and tokens as integers, so nothing drifts over a long run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from consilience.draws import Budget, Usage
+from consilience.errors import BudgetSpent
+from consilience.text.sources.base import Request
+
+PICO = 1_000_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per million tokens, input and output."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+    def pico(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """Picodollars for so many tokens, rounded up."""
+        return math.ceil(round((prompt_tokens * self.input + completion_tokens * self.output) * 1e6, 3))
+
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """USD for so many tokens."""
+        return self.pico(prompt_tokens, completion_tokens) / PICO
+
+
+class Account:
+    """What a run has spent and reserved, against its caps.
+
+    ``spent`` is a `Usage` of everything settled in this run, with reservations of attempts whose usage nobody
+    knows; ``unknown`` counts those attempts.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.draws = 0
+        self.tokens = 0
+        self.pico = 0
+        self.spent = Usage()
+        self.unknown = 0
+        self._reserved_tokens = 0
+        self._reserved_pico = 0
+        self._pico_cap = None if budget.usd is None else math.floor(round(budget.usd * PICO, 3))
+        self._deadline = None if budget.seconds is None else time.monotonic() + budget.seconds
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the time cap, infinite without one."""
+        return math.inf if self._deadline is None else self._deadline - time.monotonic()
+
+    def take_draws(self, wanted: int) -> int:
+        """Count up to ``wanted`` draws against the cap and return how many were granted.
+
+        Raises BudgetSpent when none is left.
+        """
+        left = wanted if self.budget.draws is None else min(wanted, self.budget.draws - self.draws)
+        if left <= 0:
+            raise BudgetSpent("draws", f"the budget of {self.budget.draws} draws is spent")
+        self.draws += left
+        return left
+
+    def give_back_draws(self, count: int) -> None:
+        """Take back draws that were granted but never sent for."""
+        self.draws -= count
+
+    def fits(self, tokens: int, pico: int) -> bool:
+        """Whether a call of that worst case could be sent once everything in flight has used nothing more."""
+        return self._blocking(tokens, pico) is None
+
+    async def reserve(self, tokens: int, pico: int) -> None:
+        """Wait until the worst case fits beside what is in flight; raises BudgetSpent once it never will."""
+        while True:
+            if (limit := self._blocking(tokens, pico)) is not None:
+                raise BudgetSpent(limit, f"the next call could pass the cap on {limit} ({self._shown(limit)})")
+            if self._room(tokens, pico):
+                self._reserved_tokens += tokens
+                self._reserved_pico += pico
+                return
+            await self._settlement()
+
+    def settle(self, tokens: int, pico: int, usage: Usage, used_pico: int) -> None:
+        """Replace a reservation by what was used."""
+        self._reserved_tokens -= tokens
+        self._reserved_pico -= pico
+        self.tokens += usage.tokens
+        self.pico += used_pico
+        spent = self.spent
+        spent.prompt_tokens += usage.prompt_tokens
+        spent.completion_tokens += usage.completion_tokens
+        spent.requests += usage.requests
+        spent.cost = self.pico / PICO
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    def _blocking(self, tokens: int, pico: int) -> str | None:
+        if self.seconds_left <= 0:
+            return "seconds"
+        if self.budget.tokens is not None and self.tokens + tokens > self.budget.tokens:
+            return "tokens"
+        if self._pico_cap is not None and self.pico + pico > self._pico_cap:
+            return "usd"
+        return None
+
+    def _room(self, tokens: int, pico: int) -> bool:
+        enough_tokens = self.budget.tokens is None or self.tokens + self._reserved_tokens + tokens <= self.budget.tokens
+        return enough_tokens and (self._pico_cap is None or self.pico + self._reserved_pico + pico <= self._pico_cap)
+
+    async def _settlement(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        left = self.seconds_left
+        await asyncio.wait([future], timeout=None if left == math.inf else max(left, 0))
+
+    def _shown(self, limit: str) -> str:
+        spent = {"tokens": self.tokens, "usd": f"{self.pico / PICO:.6f}", "seconds": "time is up"}[limit]
+        return f"{spent} of {getattr(self.budget, limit)} spent"
+
+
+class CallMeter:
+    """The meter of one request: every attempt at a call passes through it (`Meter` of the sources)."""
+
+    def __init__(self, account: Account, request: Request, price: Price) -> None:
+        self.account = account
+        self.price = price
+        self._prompt = request.prompt_bound()
+        self._per_draw = request.max_tokens
+
+    def worst_case(self, draws: int) -> tuple[int, int]:
+        """Tokens and picodollars that one call for ``draws`` draws can cost at most."""
+        completion = draws * self._per_draw
+        return self._prompt + completion, self.price.pico(self._prompt, completion)
+
+    def affordable(self, draws: int) -> int:
+        """The most draws, up to ``draws``, that one call may ask for; at least 1 (reserving then refuses)."""
+        while draws > 1 and not self.account.fits(*self.worst_case(draws)):
+            draws //= 2
+        return draws
+
+    def attempt(self, draws: int) -> _Attempt:
+        """Reserve the worst case of one call for ``draws`` draws while the block runs."""
+        return _Attempt(self, draws)
+
+
+class _Attempt:
+    __slots__ = ("_done", "_draws", "_meter", "_pico", "_tokens", "seconds_left")
+
+    def __init__(self, meter: CallMeter, draws: int) -> None:
+        self._meter, self._draws, self._done = meter, draws, False
+        self._tokens, self._pico = meter.worst_case(draws)
+        self.seconds_left = math.inf
+
+    async def __aenter__(self) -> _Attempt:
+        await self._meter.account.reserve(self._tokens, self._pico)
+        self.seconds_left = self._meter.account.seconds_left
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._done:
+            self._meter.account.unknown += 1
+            completion = self._draws * self._meter._per_draw
+            self.settle(Usage(prompt_tokens=self._tokens - completion, completion_tokens=completion, requests=1))
+
+    def settle(self, usage: Usage) -> None:
+        """The endpoint stated what the attempt used."""
+        pico = self._meter.price.pico(usage.prompt_tokens, usage.completion_tokens)
+        self._finish(usage, pico)
+
+    def release(self) -> None:
+        """The attempt used nothing."""
+        self._finish(Usage(requests=1), 0)
+
+    def _finish(self, usage: Usage, pico: int) -> None:
+        if not self._done:
+            self._done = True
+            self._meter.account.settle(self._tokens, self._pico, usage, pico)

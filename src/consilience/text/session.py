@@ -1,0 +1,142 @@
+"""The session: draws of a request, bought once, on disk before anyone sees them.
+
+Concurrency, retries, budget and ledger live below it; rules, procedures and drivers stand on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from consilience.draws import Draw
+from consilience.errors import BudgetSpent, SourceExhausted
+from consilience.ledger import Ledger
+from consilience.text.budget import Account, CallMeter, Price
+from consilience.text.sources.base import Request, Source
+
+
+@dataclass
+class _Held:
+    """The draws of one request at hand, and those on their way."""
+
+    draws: dict[int, Draw]
+    coming: dict[int, asyncio.Future[None]] = field(default_factory=dict)
+
+
+class Session:
+    """One source, one ledger, one account; without a ``price`` the draws' cost stays unknown.
+
+    ``bought`` counts the draws the source delivered in this run, ``failed`` those of them that failed for good,
+    ``in_flight`` the draws on their way.
+    """
+
+    def __init__(self, source: Source, ledger: Ledger, account: Account, price: Price | None = None) -> None:
+        self.source = source
+        self.ledger = ledger
+        self.account = account
+        self.price = price
+        self.bought = 0
+        self.failed = 0
+        self.in_flight = 0
+        self._held: dict[str, _Held] = {}
+        self._holders: Counter[str] = Counter()
+
+    async def open(self, requests: Iterable[Request]) -> None:
+        """Hold these requests: look up in one go what the ledger has of them."""
+        asked = [request.hash for request in requests]
+        self._holders.update(asked)
+        if fresh := set(asked) - set(self._held):
+            stored = await asyncio.to_thread(self.ledger.stored, fresh)
+            for key, draws in stored.items():
+                self._held.setdefault(key, _Held(draws))
+
+    def release(self, request: Request) -> None:
+        """Let go of a request that is finished; its draws stay in the ledger."""
+        self._holders[request.hash] -= 1
+        if self._holders[request.hash] <= 0:
+            del self._holders[request.hash]
+            self._held.pop(request.hash, None)
+
+    def has(self, request: Request, index: int) -> bool:
+        """Whether the draw at ``index`` of an open request is at hand."""
+        return index in self._held[request.hash].draws
+
+    async def draw(self, request: Request, indices: Sequence[int]) -> list[Draw]:
+        """The draws at ``indices``, in order: those in the ledger are free, the others are bought.
+
+        May return fewer, a prefix of what was asked, when the budget or a finite source ends in between; a draw
+        that failed for good has its ``error`` set. Raises BudgetSpent or SourceExhausted when there is nothing at
+        the first index, EndpointError when the run cannot go on. The request must be open.
+        """
+        held = self._held[request.hash]
+        coming = [held.coming[index] for index in indices if index in held.coming]
+        missing = [index for index in indices if index not in held.draws and index not in held.coming]
+        stop: Exception | None = None
+        if missing:
+            try:
+                await self._buy(request, missing, held)
+            except (BudgetSpent, SourceExhausted) as error:
+                stop = error
+        if coming:
+            await asyncio.wait(coming)
+        got = _leading(held.draws, indices)
+        if got or not indices:
+            return got
+        if stop is None:  # what another task was drawing for the same request did not come
+            return await self.draw(request, indices)
+        raise stop
+
+    async def _buy(self, request: Request, missing: list[int], held: _Held) -> None:
+        meter = CallMeter(self.account, request, self.price or Price())
+        while missing:
+            granted = self.account.take_draws(meter.affordable(len(missing)))
+            wave, missing = missing[:granted], missing[granted:]
+            try:
+                await self._wave(request, wave, meter, held)
+            except BaseException as error:
+                absent = [index for index in wave if index not in held.draws]
+                self.account.give_back_draws(len(absent))
+                smaller = len(absent) == len(wave) > meter.affordable(len(wave))
+                if not (isinstance(error, BudgetSpent) and smaller):
+                    raise
+                missing = wave + missing  # others spent what this wave counted on: a smaller one may still fit
+
+    async def _wave(self, request: Request, wave: list[int], meter: CallMeter, held: _Held) -> None:
+        writes: list[asyncio.Future[None]] = []
+        drawn: dict[int, Draw] = {}
+        arrival = asyncio.get_running_loop().create_future()
+        held.coming.update(dict.fromkeys(wave, arrival))
+        self.in_flight += len(wave)
+
+        def deliver(index: int, draw: Draw) -> None:
+            if self.price is not None and self.source.priced and draw.cost is None:
+                draw.cost = self.price.usd(draw.prompt_tokens or 0, draw.completion_tokens or 0)
+            self.bought += 1
+            self.failed += draw.failed
+            self.in_flight -= 1
+            writes.append(self.ledger.put(request, index, draw))
+            drawn[index] = draw
+
+        try:
+            await self.source.draw(request, wave, meter, deliver)
+        finally:
+            self.in_flight -= len(wave) - len(drawn)
+            try:
+                await asyncio.gather(*writes)
+                held.draws.update(drawn)
+            finally:
+                for index in wave:
+                    held.coming.pop(index, None)
+                arrival.set_result(None)
+
+
+def _leading(draws: dict[int, Draw], indices: Sequence[int]) -> list[Draw]:
+    """The draws at ``indices`` up to the first that is missing."""
+    found: list[Draw] = []
+    for index in indices:
+        if index not in draws:
+            break
+        found.append(draws[index])
+    return found

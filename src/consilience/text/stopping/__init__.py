@@ -1,0 +1,1 @@
+"""Stopping rules: when enough draws have been seen."""

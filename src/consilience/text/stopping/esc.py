@@ -1,0 +1,45 @@
+"""Early-stopping self-consistency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from consilience.rules import Int, View
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyStopping:
+    """Draw in windows of ``window``; stop as soon as all answers of one window agree, at the latest at ``max``.
+
+    The vote then counts everything drawn. A window in which a draw has no answer is not unanimous; the last window
+    may be shorter. Raises ValueError unless 1 <= window <= max. Source: Li et al. 2024, arXiv 2401.10480,
+    algorithm 1 (window 5, max 40).
+    """
+
+    window: int = 5
+    max: int = 40
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= self.max:
+            raise ValueError(f"window must lie between 1 and max={self.max}, got {self.window}")
+
+    def want(self, view: View) -> Int:
+        """What is missing of the open window, zero once a whole window agreed; int32 [problems, 1]."""
+        drawn = view.drawn[:, 0]
+        rest = np.minimum(self.window - drawn % self.window, self.max - drawn)
+        return np.where(self._agreed(view) | (drawn >= self.max), 0, rest).astype(np.int32)[:, None]
+
+    def _agreed(self, view: View) -> np.ndarray:
+        """Whether some complete window (or the shorter last one) is unanimous; bool [problems]."""
+        answers, drawn = view.judged()[:, 0], view.drawn[:, 0]
+        agreed = np.zeros(len(answers), bool)
+        for start in range(0, min(answers.shape[1], self.max), self.window):
+            stop = min(start + self.window, self.max)
+            part = answers[:, start:stop]
+            same = (part == part[:, :1]).all(1) & (part[:, 0] >= 0)
+            agreed |= same & (drawn >= stop)
+        return agreed

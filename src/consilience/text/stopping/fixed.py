@@ -1,0 +1,44 @@
+"""A fixed number of draws: self-consistency, and the single draw it is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from consilience.rules import Int, View
+
+
+@dataclass(frozen=True, slots=True)
+class SelfConsistency:
+    """Draw ``n`` replies whatever they say, then vote over all of them.
+
+    Raises ValueError for n < 1. Source: Wang et al. 2022, arXiv 2203.11171, section 2 (the paper uses n = 40).
+    """
+
+    n: int = 40
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+
+    @property
+    def max(self) -> int:
+        """The number of draws."""
+        return self.n
+
+    def want(self, view: View) -> Int:
+        """All draws that are missing; int32 [problems, arms]."""
+        return (self.n - view.drawn).clip(min=0)
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """A single draw, the baseline of every comparison."""
+
+    max: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def want(self, view: View) -> Int:
+        """One draw where there is none; int32 [problems, arms]."""
+        return (1 - view.drawn).clip(min=0)

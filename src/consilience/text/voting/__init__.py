@@ -1,0 +1,1 @@
+"""Vote rules: which answer wins."""
