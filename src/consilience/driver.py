@@ -206,6 +206,7 @@ class Driver:
         reason = "max"
         while want := opened.want(self.rule):
             opened.asked = max(opened.asked, opened.judged + want)
+            opened.buying = not all(self.session.has(opened.request, opened.judged + n) for n in range(want))
             self._prefetch()
             try:
                 draws = await self.session.draw(opened.request, range(opened.judged, opened.judged + want))
@@ -218,7 +219,7 @@ class Driver:
             self.on_progress(self.progress)
         else:
             reason = "rule" if opened.judged < self.rule.max else "max"
-        opened.closed = True
+        opened.buying = False
         return opened.verdict(self.rule, reason)
 
     def _why_ended(self, stop: BudgetSpent | SourceExhausted) -> str:
@@ -240,10 +241,13 @@ class Driver:
         return draws
 
     def _prefetch(self) -> None:
-        """Fill idle connections with draws that the rule may need, round robin, within the allowance."""
+        """Fill idle connections with draws that the rule may need, round robin, within the allowance.
+
+        Only for problems that are waiting for the endpoint: what the ledger answers needs no head start.
+        """
         if not self._all_open:
             return
-        waiting = sorted((o for o in self._open.values() if not o.closed), key=lambda o: o.asked - o.judged)
+        waiting = sorted((o for o in self._open.values() if o.buying), key=lambda o: o.asked - o.judged)
         for opened in waiting:
             idle = self.concurrency - self.session.in_flight
             allowance = PREFETCH * self.progress.judged - self._ahead
@@ -283,7 +287,7 @@ class _Open:
         self.classes = AnswerClasses(kind)
         self.asked = 0
         self.ahead: dict[int, asyncio.Task[None]] = {}
-        self.closed = False
+        self.buying = False
 
     @property
     def judged(self) -> int:

@@ -1,0 +1,24 @@
+"""Answers: read them from replies, decide which are the same, group them into classes for a vote.
+
+Voting happens on answers, never on texts. :func:`extract` reads a reply's answer, :func:`compare` says whether two are
+equal, different or unknown, :class:`AnswerClasses` numbers a question's distinct answers as its draws arrive. The
+import is light: the standard library alone, no process, no computer algebra.
+"""
+
+from .classes import NO_ANSWER, AnswerClasses, equal_to_gold
+from .equality import Equality, canonical, compare
+from .extract import compile_pattern, extract
+from .kinds import KINDS, check_kind
+
+__all__ = [
+    "KINDS",
+    "NO_ANSWER",
+    "AnswerClasses",
+    "Equality",
+    "canonical",
+    "check_kind",
+    "compare",
+    "compile_pattern",
+    "equal_to_gold",
+    "extract",
+]
