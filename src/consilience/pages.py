@@ -19,7 +19,8 @@ from consilience.run import Outcome, Settings
 REPORTED = ("answered", "abstained", "draws", "failed", "seconds")
 
 
-def _now() -> str:
+def now() -> str:
+    """The time a page is made, for its head."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -68,6 +69,7 @@ def replay_row(result: Replayed) -> PolicyRow:
 def question_row(one: Finished) -> QuestionRow:
     """A question with its verdict and every draw."""
     problem, verdict = one.problem, _verdict(one.problem)
+    fixed = (problem.collected_by or "").startswith(("sc:", "one"))
     return QuestionRow(
         id=problem.id,
         question=problem.question,
@@ -79,7 +81,7 @@ def question_row(one: Finished) -> QuestionRow:
         votes=verdict.votes,
         stopped_because=verdict.stopped_because,
         replies=[_reply(draw, judged=index < verdict.draws) for index, draw in enumerate(problem.draws)],
-        decided=verdict.decided,
+        decided=verdict.decided or fixed,
     )
 
 
@@ -111,11 +113,11 @@ def solve_page(finished: Sequence[Finished], outcome: Outcome, command: str, set
         title="Answers by agreement",
         model=outcome.model,
         command=command,
-        created=_now(),
+        created=now(),
         policies=[live_row(outcome.policy, finished)],
         questions=[question_row(one) for one in finished],
         curve=None if table is None else curve_of(problems, table),
-        totals=_totals(outcome.totals),
+        totals=run_totals(outcome.totals),
         duplicate_share=outcome.totals["duplicate_share"],
         notes=outcome.notes,
         verdicts_of=outcome.policy,
@@ -123,7 +125,8 @@ def solve_page(finished: Sequence[Finished], outcome: Outcome, command: str, set
     )
 
 
-def _totals(totals: dict[str, Any]) -> dict[str, int | float | None]:
+def run_totals(totals: dict[str, Any]) -> dict[str, int | float | None]:
+    """The totals of a run under the names that a page knows."""
     usage, spent = totals["usage"], totals["spent"]
     chosen = {name: totals[name] for name in REPORTED}
     return {
@@ -152,7 +155,7 @@ def replay_page(
         title=f"Replay of {path.name}",
         model=", ".join(models[:5]) + (" ..." if len(models) > 5 else "") or "not recorded",
         command=command,
-        created=_now(),
+        created=now(),
         policies=[replay_row(result) for result in results],
         questions=questions,
         curve=curve_of(problems, table),
