@@ -1,0 +1,449 @@
+"""Draws from any server that speaks OpenAI's chat completions, ``openai:MODEL@URL``.
+
+Servers differ in what they take; this source asks for everything, and what a server does not take is learnt from
+its replies, remembered for the run and written into ``notes``:
+
+- ``n`` is tried by the first call for several draws. A server that returns fewer choices than asked, or refuses
+  ``n``, gets single calls from then on. A call for several draws that fails for good is repeated once as single
+  calls, so that one bad draw does not take its siblings along.
+- ``logprobs``, ``seed``, ``n`` and defaults the user did not set are dropped where a 400 names them;
+  ``max_tokens`` becomes ``max_completion_tokens``. A refused parameter that the user set ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+from consilience.draws import Draw, Usage
+from consilience.errors import BudgetSpent, EndpointError, InputError
+from consilience.text.sources.base import Deliver, Meter, Request
+from consilience.text.transport import GaveUp, Refused, Retry, Transport
+
+MOST_CHOICES = 128
+"""The most choices OpenAI gives in one call."""
+KEPT_BODIES, KEPT_BYTES = 2048, 16 * 1024
+"""How many encoded requests are kept, and up to which size."""
+
+NO_CHOICES = "the endpoint gives one choice per call, whatever `n` says: draws are single calls, each pays its prompt"
+NO_LOGPROBS = "the endpoint gives no log-probabilities: rules that need `logprob` have nothing to go by"
+DROPPED = {
+    "n": NO_CHOICES,
+    "logprobs": NO_LOGPROBS,
+    "seed": "the endpoint takes no `seed`: the same run will not give the same draws again",
+}
+RENAMED = "the endpoint wants `max_completion_tokens` in place of `max_tokens`"
+
+
+def parse_openai_spec(spec: str) -> tuple[str, str]:
+    """(model, URL) of ``openai:MODEL@URL``, split at the last ``@http``; raises InputError."""
+    rest = spec.removeprefix("openai:")
+    model, at, address = rest.rpartition("@http")
+    if rest == spec or not at or not model:
+        raise InputError(
+            f"model {spec!r}: expected openai:MODEL@URL, for instance openai:my-model@http://localhost:8000/v1"
+        )
+    return model, "http" + address
+
+
+def chat_urls(url: str) -> tuple[str, str]:
+    """(endpoint, the address to post to) of a URL given with or without ``/v1`` and ``/chat/completions``.
+
+    A query (``?api-version=...``) is sent but is not part of the endpoint's name. Raises InputError.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError("the endpoint's URL must look like https://host/v1")
+    if "@" in parts.netloc:
+        raise InputError(f"the URL of {parts.hostname} holds a login; give keys by environment variables only")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
+    endpoint = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    return endpoint, urlunsplit((parts.scheme, parts.netloc, f"{path}/chat/completions", parts.query, ""))
+
+
+# ------------------------------------------------------------------------------------- reading a reply
+
+
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole shares of ``total`` in proportion to ``weights`` (none negative), by largest remainder: they sum to it.
+
+    Weights that already sum to ``total`` come back as they are; all zero counts as all equal.
+    """
+    if not any(weights):
+        weights = [1] * len(weights)
+    whole = sum(weights)
+    shares = [total * w // whole for w in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: -(total * weights[i] % whole))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def read_completion(body: bytes) -> tuple[dict[str, Any], Usage | None]:
+    """The reply of a chat completion and its usage; raises ValueError where it is not whole."""
+    data = json.loads(body)
+    choices = data.get("choices") if isinstance(data, dict) else None
+    if not isinstance(choices, list) or not choices:
+        error = data.get("error") if isinstance(data, dict) else None
+        raise ValueError(f"no choices: {json.dumps(error)}" if error else "no choices")
+    for choice in choices:
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise ValueError("a choice without a message")
+    stated = data.get("usage")
+    if not isinstance(stated, dict):
+        return data, None
+    prompt, completion = stated.get("prompt_tokens"), stated.get("completion_tokens")
+    if not (isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0):
+        return data, None
+    return data, Usage(prompt_tokens=prompt, completion_tokens=completion, requests=1)
+
+
+def message_text(content: Any) -> str:
+    """The text of a message's content: a string, a list of parts, or nothing."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = (p.get("text") if isinstance(p, dict) else p for p in parts)
+    return "".join(t for t in texts if isinstance(t, str))
+
+
+def token_logprobs(choice: dict[str, Any]) -> list[float] | None:
+    """The natural log-probability of each token of a choice; None where one is missing or not finite."""
+    given = choice.get("logprobs")
+    content = given.get("content") if isinstance(given, dict) else None
+    if not isinstance(content, list) or not content:
+        return None
+    values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        return [float(v) for v in values if v is not None]
+    return None
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _fields(choice: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the draw that one choice is, without its token counts."""
+    message = choice["message"]
+    fields: dict[str, Any] = {
+        "text": message_text(message.get("content")),
+        "model": _string(reply.get("model")),
+        "finish_reason": _string(choice.get("finish_reason")),
+        "completion_id": _string(reply.get("id")),
+    }
+    if (logprobs := token_logprobs(choice)) is not None:
+        fields["logprob"], fields["token_logprobs"] = math.fsum(logprobs), logprobs
+    if message.get("tool_calls"):
+        fields["tool_calls"] = message["tool_calls"]
+    if reasoning := message.get("reasoning_content") or message.get("reasoning"):
+        fields["reasoning_content"] = reasoning
+    if message.get("refusal"):
+        fields["refusal"] = message["refusal"]
+    return fields
+
+
+def _split(tokens: int, drawn: Sequence[dict[str, Any]]) -> list[int]:
+    """The completion's tokens by draw: by log-probabilities where all have them, else by length of text."""
+    if len(drawn) == 1:
+        return [tokens]
+    counted = [len(fields.get("token_logprobs", ())) for fields in drawn]
+    if not all(counted):
+        counted = [len(fields["text"]) + len(str(fields.get("reasoning_content", ""))) for fields in drawn]
+    return apportion(tokens, counted)
+
+
+def draws_of(reply: dict[str, Any], usage: Usage | None, most: int) -> list[Draw]:
+    """The draws of a reply, at most ``most`` of them, in the order of its choices.
+
+    The prompt's tokens are booked on the first draw and 0 on its siblings; the completion's are split by the
+    number of log-probabilities where every choice has them, else by length of text. Both sum to ``usage``.
+    """
+    choices = reply["choices"][:most]
+    if len(choices) > 1:
+        choices.sort(key=lambda c: c["index"] if isinstance(c.get("index"), int) else most)
+    drawn = [_fields(choice, reply) for choice in choices]
+    if usage is not None:
+        for fields, tokens in zip(drawn, _split(usage.completion_tokens, drawn), strict=True):
+            fields["prompt_tokens"], fields["completion_tokens"] = 0, tokens
+        drawn[0]["prompt_tokens"] = usage.prompt_tokens
+    return [Draw(**fields) for fields in drawn]
+
+
+# -------------------------------------------------------------------------------- reading a refusal
+
+
+def named_parameter(refused: Refused, sent: Sequence[str]) -> str | None:
+    """Which of the ``sent`` parameters a refusal is about: its ``param``, else the one that its message names.
+
+    A name that is also a plain word counts only in quotes or beside words like "parameter" or "supported".
+    """
+    if refused.param:
+        return next((name for name in sent if name in re.findall(r"\w+", refused.param)), None)
+    return next((name for name in sent if _names(refused.message, name)), None)
+
+
+def _names(message: str, name: str) -> bool:
+    before = r"parameter|argument|field|property|option|key|supplied|support(?:s|ed|ing)?|value of"
+    after = r"[:=<>]|(?:is|are|was|must|should|not|does|parameter|argument|field)\b"
+    quotes = "['\"`]"
+    pattern = rf"{quotes}{name}{quotes}|\b(?:{before})\W{{1,3}}{name}\b|\b{name}\s*(?:{after})"
+    return re.search(pattern, message) is not None
+
+
+def _too_long(refused: Refused) -> bool:
+    """The prompt did not fit: this question's trouble, though such messages name ``max_tokens``."""
+    return refused.code == "context_length_exceeded" or "context length" in refused.message.lower()
+
+
+# ------------------------------------------------------------------------------------------ the source
+
+
+class _Failed(Exception):
+    """A call failed for good; ``tries`` caps those of its single calls (None: as usual)."""
+
+    def __init__(self, reason: str, tries: int | None = None) -> None:
+        super().__init__(reason)
+        self.tries = tries
+
+
+@dataclass(slots=True)
+class _Body:
+    """The part of the body that all calls of a request share, encoded; ``names`` are its parameters."""
+
+    start: bytes
+    names: tuple[str, ...]
+    seeded: bool
+
+
+@dataclass(slots=True)
+class _Job:
+    """One `OpenAISource.draw`: what its calls have in common."""
+
+    request: Request
+    meter: Meter
+    deliver: Deliver
+
+
+class OpenAISource:
+    """A model behind an OpenAI-compatible server.
+
+    ``url`` with or without ``/v1/chat/completions``; ``concurrency`` caps the calls in flight, ``timeout`` is in
+    seconds per attempt, ``seed`` that of the retries' jitter, ``key_variable`` the environment variable named
+    when the key is refused. Every draw carries ``completion_id``, and ``token_logprobs``, ``tool_calls``,
+    ``reasoning_content`` and ``refusal`` where given. Raises InputError for a URL or key that cannot be sent.
+    """
+
+    priced = True
+
+    def __init__(
+        self,
+        model: str,
+        url: str,
+        *,
+        api_key: str | None,
+        concurrency: int = 8,
+        timeout: float = 600,
+        headers: Mapping[str, str] | None = None,
+        seed: int = 0,
+        retry: Retry | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+    ) -> None:
+        self.model = model
+        self.endpoint, address = chat_urls(url)
+        self.name = f"openai:{model}@{self.endpoint}"
+        self.notes: list[str] = []
+        self._key_variable = key_variable
+        self._dropped: set[str] = set()
+        self._renamed = False
+        self._bodies: dict[tuple[str, frozenset[str]], _Body] = {}
+        self._active = 0
+        key = (api_key or "").strip()
+        if not key.isascii() or re.search(r"\s", key):
+            raise InputError(f"the key in {key_variable} holds a blank or a non-ASCII character; set it again")
+        own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        secrets = (key, *(value for value in (headers or {}).values() if len(value) >= 8))
+        self._transport = Transport(
+            address,
+            own | dict(headers or {}),
+            concurrency=concurrency,
+            timeout=timeout,
+            retry=retry or Retry(),
+            seed=seed,
+            secrets=secrets,
+        )
+
+    def __repr__(self) -> str:
+        return f"OpenAISource({self.model!r}, {self.endpoint!r})"
+
+    async def draw(self, request: Request, indices: Sequence[int], meter: Meter, deliver: Deliver) -> None:
+        """See `Source.draw`. After an EndpointError no waiting call is sent, until all have ended."""
+        if self._active == 0:
+            self._transport.stopped = None
+        self._active += 1
+        try:
+            job = _Job(request, meter, deliver)
+            if len(indices) == 1:
+                await self._single(job, indices[0], None)
+            else:
+                size = 1 if "n" in self._dropped else MOST_CHOICES
+                groups = [indices[i : i + size] for i in range(0, len(indices), size)]
+                await _all(self._group(job, group) for group in groups)
+        finally:
+            self._active -= 1
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    # ------------------------------------------------------------------------------------------- calls
+
+    async def _group(self, job: _Job, indices: Sequence[int]) -> None:
+        """One call for all ``indices``; what it does not bring is drawn by single calls."""
+        if len(indices) == 1:
+            await self._single(job, indices[0], None)
+            return
+        tries = None
+        try:
+            draws = await self._ask(job, indices, None)
+        except _Failed as failed:
+            missing, tries = indices, failed.tries
+        else:
+            for index, draw in zip(indices, draws, strict=False):
+                job.deliver(index, draw)
+            missing = indices[len(draws) :]
+            if missing:
+                self._drop("n")
+        await _all(self._single(job, index, tries) for index in missing)
+
+    async def _single(self, job: _Job, index: int, tries: int | None) -> None:
+        try:
+            (draw,) = await self._ask(job, (index,), tries)
+        except _Failed as failed:
+            draw = Draw(text="", error=str(failed))
+        job.deliver(index, draw)
+
+    async def _ask(self, job: _Job, indices: Sequence[int], tries: int | None) -> list[Draw]:
+        """The draws of one call, adapted until the endpoint takes it; raises _Failed where it fails for good."""
+        count = len(indices)
+        while True:
+            body = self._body(job.request)
+            payload = body.start
+            if body.seeded:
+                payload += b',"seed":%d' % job.request.call_seed(indices[0])
+            payload += b',"n":%d}' % count if count > 1 else b"}"
+            try:
+                reply, usage = await self._transport.call(payload, count, job.meter, _read, tries)
+            except GaveUp as gave_up:
+                raise _Failed(str(gave_up), tries=1) from None
+            except Refused as refused:
+                self._adapt(job.request, refused, body, count)
+                if count > 1 and "n" in self._dropped:
+                    raise _Failed(str(refused)) from None
+                continue
+            draws = draws_of(reply, usage, count)
+            if draws[0].logprob is None and "logprobs" in body.names:
+                self._note(NO_LOGPROBS)
+            return draws
+
+    def _body(self, request: Request) -> _Body:
+        """The encoded start of the body, kept until something is learnt of the endpoint."""
+        key = request.hash, request.required
+        if (known := self._bodies.get(key)) is not None:
+            return known
+        body = {"logprobs": True} | {k: v for k, v in request.params.items() if v is not None and k != "n"}
+        if request.tools:
+            body["tools"] = list(request.tools)
+        if request.response_format is not None:
+            body["response_format"] = request.response_format
+        if self._renamed and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        for name in self._dropped - self._set_by_user(request):
+            body.pop(name, None)
+        seeded = "seed" not in body and "seed" not in self._dropped
+        names = (*body, "seed", "n") if seeded else (*body, "n")
+        fixed = {"model": self.model, "messages": request.messages} | body
+        encoded = _Body(json.dumps(fixed).encode()[:-1], names, seeded)
+        if len(self._bodies) >= KEPT_BODIES:
+            self._bodies.clear()
+        if len(encoded.start) <= KEPT_BYTES:
+            self._bodies[key] = encoded
+        return encoded
+
+    # -------------------------------------------------------------------------------------- refusals
+
+    @staticmethod
+    def _set_by_user(request: Request) -> frozenset[str]:
+        user = request.required & request.params.keys() | {"tools", "response_format"}
+        return user | {"max_completion_tokens"} if "max_tokens" in request.params else user
+
+    def _adapt(self, request: Request, refused: Refused, body: _Body, count: int) -> None:
+        """Learn from a refusal, so that the call can be sent again.
+
+        Raises EndpointError where the run cannot go on, _Failed where the call is hopeless.
+        """
+        if refused.status not in (400, 422) or refused.code == "model_not_found" or refused.param == "model":
+            self._reject(refused)
+        sent = [name for name in body.names if name != "n" or count > 1]
+        name = None if _too_long(refused) else named_parameter(refused, sent)
+        if name is None:
+            raise _Failed(str(refused))
+        if name == "max_tokens":
+            self._renamed = True
+            self._learn(RENAMED)
+        elif name in self._set_by_user(request):
+            self._stop(f"{self.endpoint} refused `{name}` ({refused}); change it or leave it out")
+        else:
+            self._drop(name)
+
+    def _reject(self, refused: Refused) -> None:
+        """Raise for a refusal of the whole run, or _Failed for one of this call alone."""
+        status, variable = refused.status, self._key_variable
+        if status == 401:
+            self._stop(f"{self.endpoint} did not accept the key ({refused}); set {variable} to a valid one")
+        if status == 403:
+            self._stop(f"{self.endpoint} forbids this ({refused}); check what the key in {variable} may use")
+        if status == 404 or status in (400, 422):
+            self._stop(f"{self.endpoint} does not serve {self.model!r} ({refused}); check the model and the URL")
+        if status == 429:
+            self._stop(f"{self.endpoint} has no credit left ({refused}); top it up or use another key")
+        if status < 400:
+            self._stop(f"{self.endpoint} does not answer there ({refused}); use that URL")
+        raise _Failed(str(refused))
+
+    def _stop(self, message: str) -> NoReturn:
+        error = EndpointError(message)
+        self._transport.stop(error)
+        raise error
+
+    def _drop(self, name: str) -> None:
+        self._dropped.add(name)
+        self._learn(DROPPED.get(name, f"the endpoint does not take `{name}`: its own default is in force"))
+
+    def _learn(self, note: str) -> None:
+        self._bodies.clear()
+        self._note(note)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _read(body: bytes) -> tuple[tuple[dict[str, Any], Usage | None], Usage | None]:
+    reply, usage = read_completion(body)
+    return (reply, usage), usage
+
+
+async def _all(calls: Any) -> None:
+    """Run all calls to their end, so that none that was paid for is lost; then raise the gravest error."""
+    coroutines: list[Coroutine[Any, Any, None]] = list(calls)
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    errors = [r for r in results if isinstance(r, BaseException)]
+    if errors:
+        raise min(errors, key=lambda e: 0 if isinstance(e, EndpointError) else isinstance(e, BudgetSpent) * 2 or 1)
