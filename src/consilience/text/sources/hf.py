@@ -97,7 +97,7 @@ class HFSource:
             completion_tokens=len(reply.logprobs),
             logprob=float(sum(reply.logprobs)),
             finish_reason="stop" if reply.ended else "length",
-            token_logprobs=[round(value, 6) for value in reply.logprobs],
+            token_logprobs=[round(value, 6) for value in reply.logprobs],  # type: ignore[call-arg]
         )
 
     def _generate(self, request: Request, batch: Sequence[int]) -> tuple[int, list[_Reply]]:
@@ -186,7 +186,8 @@ def _load(path: str) -> tuple[Any, Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     except (OSError, ValueError) as error:
         raise InputError(f"model hf:{path}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    return torch, model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    model.eval()  # type: ignore[no-untyped-call]
+    return torch, model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def _fingerprint(path: str, model: Any) -> str:
