@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-from collections import Counter
-from math import comb
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -18,39 +14,13 @@ from consilience.errors import InputError
 from consilience.replay import replay, stopped_early, tabulate
 from consilience.run import solve
 
-
-def plain_answer(text: str) -> str | None:
-    """The last-letters rule written anew: what follows the last 'the answer is', else the last line; letters only."""
-    found = list(re.finditer(r"the answer is|answer:", text, re.IGNORECASE))
-    tail = text[found[-1].end() :] if found else next((x for x in reversed(text.splitlines()) if x.strip()), "")
-    sentence = tail.strip().split(". ")[0]
-    key = "".join(c for c in sentence.casefold() if c.isalnum())
-    return key or None
-
-
-def plain_stop(spec: str, answers: list[str | None]) -> int:
-    """How many draws a policy judges, as its paper says it."""
-    if spec == "one":
-        return 1
-    if spec == "sc:n=40":
-        return len(answers)
-    if spec.startswith("esc"):
-        for start in range(0, 40, 5):
-            window = answers[start : start + 5]
-            if len(set(window)) == 1 and window[0] is not None:
-                return start + 5
-        return 40
-    for drawn in range(1, 41):
-        top = [n for _, n in Counter(a for a in answers[:drawn] if a is not None).most_common(2)] + [0, 0]
-        n = top[0] + top[1] + 1
-        if sum(comb(n, j) for j in range(top[0] + 1)) / 2**n >= 0.95:
-            return drawn
-    return 40
-
-
-def plain_vote(answers: list[str | None]) -> str | None:
-    votes = Counter(a for a in answers if a is not None)
-    return max(votes, key=lambda a: votes[a]) if votes else None
+_spec = importlib.util.spec_from_file_location(
+    "replay_check", Path(__file__).parents[1] / "benchmarks" / "replay_check.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+replay_check = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(replay_check)
 
 
 @pytest.mark.parametrize("spec", ["one", "sc:n=40", "esc:window=5,max=40", "asc:threshold=0.95,max=40"])
@@ -58,28 +28,8 @@ def test_every_figure_equals_a_plain_computation(spec: str, recorded) -> None:
     path: Path = recorded("esc-last-letters-a.jsonl.gz")
     repeats, seed = 20, 3
     got = replay(tabulate(list(record.read(path))), policy.parse(spec), repeats=repeats, seed=seed).summary()
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        problems = [json.loads(line) for line in stream]
-    answers = [[plain_answer(draw["text"]) for draw in problem["draws"]] for problem in problems]
-    gold = ["".join(c for c in problem["answer"].casefold() if c.isalnum()) for problem in problems]
-    right = draws = agree = decided = decided_wrong = 0
-    for r in range(repeats):
-        orders = np.random.default_rng([seed, r]).random((len(problems), 40)).argsort(1)
-        for number, order in enumerate(orders):
-            shuffled = [answers[number][index] for index in order]
-            used = plain_stop(spec, shuffled)
-            vote = plain_vote(shuffled[:used])
-            draws += used
-            right += vote == gold[number]
-            agree += vote == plain_vote(shuffled)
-            decided += used < policy.parse(spec).max
-            decided_wrong += used < policy.parse(spec).max and vote != gold[number]
-    total = repeats * len(problems)
-    assert got["accuracy"] == pytest.approx(right / total, abs=1e-12)
-    assert got["mean_draws"] == pytest.approx(draws / total, abs=1e-12)
-    assert got["agreement_with_full_vote"] == pytest.approx(agree / total, abs=1e-12)
-    assert got["decided"] == pytest.approx(decided / total, abs=1e-12)
-    assert got["decided_wrong"] == pytest.approx(decided_wrong / total, abs=1e-12)
+    expected = replay_check.plain(path, spec, repeats, seed)
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert (got["problems"], got["repeats"], got["short"]) == (250, repeats, 0.0)
     assert got["accuracy_ci"][0] < got["accuracy"] < got["accuracy_ci"][1]
 
