@@ -123,6 +123,7 @@ def test_a_record_is_a_model(recording: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     verdicts = [problem["verdict"] for problem in json.loads(done.stdout)["problems"]]
     assert [verdict["votes"] for verdict in verdicts] == [{"4": 7, "5": 1}] * 3
+    assert "already hold draws" in done.stderr
     short = command("solve", recording, "--model", f"record:{recording}", "--policy", "sc:n=9", "--json", cwd=tmp_path)
     assert {p["verdict"]["stopped_because"] for p in json.loads(short.stdout)["problems"]} == {"source exhausted"}
 
@@ -140,6 +141,7 @@ def test_a_record_is_a_model(recording: Path, tmp_path: Path) -> None:
         (["solve", "good.jsonl", "--budget", "draw=3"], "budget 'draw=3'"),
         (["solve", "good.jsonl", "--temperature", "3"], "temperature must be between 0 and 2"),
         (["solve", "good.jsonl", "--temperature", "nan"], "temperature"),
+        (["solve", "good.jsonl", "--top-p", "0"], "top_p must be above 0"),
         (["solve", "good.jsonl", "--extract", "("], "extract"),
         (["solve", "good.jsonl", "--template", "nowhere.txt"], "nowhere.txt"),
         (["solve", "good.jsonl", "--ledger", "postgresql://joe:secret@127.0.0.1:1/x"], "cannot be opened"),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from consilience import config as configuration
 from consilience import policy, record
 from consilience.config import Config
@@ -52,6 +54,11 @@ class Settings:
     concurrency: int | None = None
     config: str | Path | None = None
 
+    @property
+    def required(self) -> frozenset[str]:
+        """The sampling parameters that were set here: an endpoint that refuses one of them ends the run."""
+        return frozenset(name for name in ("temperature", "top_p", "max_tokens") if getattr(self, name) is not None)
+
     def resolved(self) -> tuple[Settings, Config]:
         """The settings with every default filled in, and the configuration; raises InputError."""
         config = configuration.read(self.config)
@@ -76,15 +83,17 @@ class Settings:
         return filled, config
 
     def _check(self) -> None:
-        bounds = {"temperature": (0, 2), "top_p": (0, 1), "max_tokens": (1, None), "concurrency": (1, None)}
+        bounds = {"temperature": (0, 2), "max_tokens": (1, None), "concurrency": (1, None)}
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            if value is not None and not (value >= low and (high is None or value <= high)):
+            if not (value >= low and (high is None or value <= high)):
                 limit = f"between {low} and {high}" if high is not None else f"at least {low}"
                 raise InputError(f"{name} must be {limit}, got {value}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def asking(self, bare: bool) -> Asking:
-        """How problems become requests under these (resolved) settings."""
+    def asking(self, bare: bool, required: frozenset[str]) -> Asking:
+        """How problems become requests under these (resolved) settings; ``required`` as of the unresolved ones."""
         params: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if self.top_p is not None:
             params["top_p"] = self.top_p
@@ -99,6 +108,7 @@ class Settings:
             template=None if self.template is None else read_template(self.template),
             kind=self.kind,
             pattern=pattern,
+            required=required,
             bare=bare,
         )
 
@@ -194,8 +204,11 @@ async def stream(
     warn: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """The run itself: every finished problem goes to ``on_finished`` in input order and is not kept."""
+    required = settings.required
     settings, config = settings.resolved()
-    todo = read_problems(problems)
+    todo, drawn = read_problems(problems)
+    if drawn:
+        warn(f"{drawn} problems already hold draws, which are not used here (to vote on them: --model record:FILE)")
     rule = policy.parse(cast(str, settings.policy))
     for problem in todo:
         kind_of(problem, settings.kind)
@@ -206,7 +219,7 @@ async def stream(
     try:
         account = Account(cast(Budget, settings.budget))
         price = price_of(source, config, account)
-        asking = settings.asking(bare=source.endpoint == "house")
+        asking = settings.asking(source.endpoint == "house", required)
         with Ledger(settings.ledger) as ledger:
             session = Session(source, ledger, account, price)
             driver = Driver(
@@ -241,29 +254,35 @@ def price_of(source: Source, config: Config, account: Account) -> Price | None:
     return None if known is None else Price(known.input, known.output)
 
 
-def read_problems(problems: Problems) -> list[Problem]:
-    """All problems, checked before anything is spent; raises InputError naming the place of the first bad one."""
+def read_problems(problems: Problems) -> tuple[list[Problem], int]:
+    """All problems, without draws, and how many of them had some; checked before anything is spent.
+
+    Raises InputError naming the place of the first bad one.
+    """
     if isinstance(problems, (str, Path)):
         found = list(record.read(problems))
         if not found:
             raise InputError(f"{problems}: holds no questions")
-        return [_fresh(problem) for problem in found]
-    found = []
-    for number, item in enumerate(problems, 1):
-        try:
-            given = {"question": item} if isinstance(item, str) else item
-            problem = given.model_copy() if isinstance(given, Problem) else Problem.model_validate(given)
-        except ValueError as error:
-            raise InputError(f"problem {number}: {str(error).splitlines()[-2].strip()}") from error
-        if not problem.question.strip():
-            raise InputError(f"problem {number}: field 'question': must not be empty")
-        problem.id = problem.id or str(number)
-        found.append(_fresh(problem))
-    return found
+    else:
+        found = [_problem(number, item) for number, item in enumerate(problems, 1)]
+    drawn = 0
+    for problem in found:
+        drawn += bool(problem.draws)
+        problem.draws, problem.verdict = [], None
+    return found, drawn
 
 
-def _fresh(problem: Problem) -> Problem:
-    problem.draws, problem.verdict = [], None
+def _problem(number: int, item: str | Mapping[str, Any] | Problem) -> Problem:
+    try:
+        given = {"question": item} if isinstance(item, str) else item
+        problem = given.model_copy() if isinstance(given, Problem) else Problem.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"problem {number}: field {place!r}: {first['msg']}") from error
+    if not problem.question.strip():
+        raise InputError(f"problem {number}: field 'question': must not be empty")
+    problem.id = problem.id or str(number)
     return problem
 
 

@@ -25,10 +25,11 @@ SHOWN = 20
 
 def run(questions: Path, given: dict[str, Any], *, out: Path | None, report: Path | None, as_json: bool) -> int:
     """Run, write what was asked for, print the summary, and return the exit code."""
-    settings, _ = Settings(**given).resolved()
-    if given["model"] is None and settings.model == "house":
+    settings = Settings(**given)
+    shown, _ = settings.resolved()
+    if given["model"] is None and shown.model == "house":
         _say("model: house, the small model inside consilience (for your own: --model openai:MODEL@URL)")
-    most = policy.parse(str(settings.policy)).max
+    most = policy.parse(str(shown.policy)).max
     finished: list[Finished] = []
     signal.signal(signal.SIGTERM, _terminate)
     with ExitStack() as stack:

@@ -183,11 +183,10 @@ def _load(path: str) -> tuple[Any, Any, Any]:
         raise InputError(f"model hf:{path} needs torch and transformers: pip install 'consilience[local]'") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     except (OSError, ValueError) as error:
         raise InputError(f"model hf:{path}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    model.eval()  # type: ignore[no-untyped-call]
-    return torch, model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return torch, model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def _fingerprint(path: str, model: Any) -> str:
