@@ -37,7 +37,7 @@ def live_row(name: str, finished: Sequence[Finished]) -> PolicyRow:
         accuracy_ci=proportion_interval(known) if known else None,
         mean_draws=sum(v.draws for v in verdicts) / count,
         mean_tokens=sum(v.usage.tokens for v in verdicts) / count,
-        mean_cost=sum(v.cost for v in verdicts) / count,
+        mean_cost=sum(v.cost for v in verdicts) / count or None,
         decided=sum(v.decided for v in verdicts) / count,
         abstained=sum(v.abstained for v in verdicts) / count,
         draws_used=[float(v.draws) for v in verdicts],

@@ -52,7 +52,7 @@ def _axes(frame: Frame, x: Scale, y: Scale, names: tuple[str, str], counts: tupl
         parts.append(tag("text", f"{value:g}", x=x(value), y=base + 17, class_="tick", text_anchor="middle"))
     middle = (frame.left + frame.width - frame.right) / 2
     parts.append(tag("text", names[0], x=middle, y=frame.height - 5, class_="name", text_anchor="middle"))
-    parts.append(tag("text", names[1], x=0, y=frame.top - 8 + 4, class_="name"))
+    parts.append(tag("text", names[1], x=0, y=frame.top - 11, class_="name"))
     return tag("g", *parts, aria_hidden="true")
 
 
