@@ -121,6 +121,7 @@ class Driver:
         self.duplicates = Duplicates()
         self.budget_spent: str | None = None
         self._warned = False
+        self._first_want: int | None = None
         self._open: dict[int, _Open] = {}
         self._all_open = False
         self._ahead = 0
@@ -190,13 +191,19 @@ class Driver:
             verdict.usage = usage_of(problem.draws)
             verdict.cost = verdict.usage.cost
             problem.verdict = verdict
-            right = await asyncio.to_thread(right_answer, verdict.answer, first, problem, opened.kind)
+            right = await self._right(verdict.answer, first, opened)
             self._finish(verdict, problem.draws)
         finally:
             del self._open[number]
-            self.session.release(opened.request)
+            shared = self.session.release(opened.request)
             room.release()
+        problem.draws = opened.with_answers(problem.draws, shared)
         finished.put(number, Finished(problem, opened.kind, right))
+
+    async def _right(self, answer: str | None, first: Draw | None, opened: _Open) -> bool | None:
+        if opened.kind == "math":  # may ask the computer algebra system
+            return await asyncio.to_thread(right_answer, answer, first, opened.problem, opened.kind)
+        return right_answer(answer, first, opened.problem, opened.kind)
 
     async def _judge(self, opened: _Open) -> tuple[Verdict, Draw | None]:
         """Draw what the rule certainly needs, judge that prefix, and so on until it wants no more.
@@ -204,7 +211,7 @@ class Driver:
         Returns the verdict and its first supporting draw.
         """
         reason = "max"
-        while want := opened.want(self.rule):
+        while want := self._want(opened):
             opened.asked = max(opened.asked, opened.judged + want)
             opened.buying = not all(self.session.has(opened.request, opened.judged + n) for n in range(want))
             self._prefetch()
@@ -221,6 +228,14 @@ class Driver:
             reason = "rule" if opened.judged < self.rule.max else "max"
         opened.buying = False
         return opened.verdict(self.rule, reason)
+
+    def _want(self, opened: _Open) -> int:
+        """How many further draws the rule certainly needs: the same for every problem without draws, 0 at its max."""
+        if opened.judged == 0:
+            if self._first_want is None:
+                self._first_want = opened.want(self.rule)
+            return self._first_want
+        return opened.want(self.rule) if opened.judged < self.rule.max else 0
 
     def _why_ended(self, stop: BudgetSpent | SourceExhausted) -> str:
         if isinstance(stop, SourceExhausted):
@@ -283,6 +298,7 @@ class _Open:
     def __init__(self, problem: Problem, request: Request, kind: str) -> None:
         self.problem, self.request, self.kind = problem, request, kind
         self.draws: list[Draw] = []
+        self.answers: list[str | None] = []
         self.labels: list[int] = []
         self.classes = AnswerClasses(kind)
         self.asked = 0
@@ -302,9 +318,24 @@ class _Open:
         """Add draws to the judged prefix."""
         for draw in draws:
             answer = answer_of(draw, self.kind, pattern)
-            self.labels.append(await self.classes.add_async(answer))
-            # a copy: another problem with the same request may read another kind of answer from the same draw
-            self.draws.append(draw if draw.answer == answer else draw.model_copy(update={"answer": answer}))
+            symbolic = answer is not None and self.classes.needs_symbolic(answer)
+            self.labels.append(await self.classes.add_async(answer) if symbolic else self.classes.add(answer))
+            self.answers.append(answer)
+            self.draws.append(draw)
+
+    def with_answers(self, draws: Sequence[Draw], shared: bool) -> list[Draw]:
+        """``draws`` with the answers that were read from the judged ones.
+
+        ``shared`` draws are copied: another problem with the same request may read another kind of answer from them.
+        """
+        answered = list(draws)
+        for index, (draw, answer) in enumerate(zip(draws, self.answers, strict=False)):
+            if draw.answer != answer:
+                if shared:
+                    answered[index] = draw.model_copy(update={"answer": answer})
+                else:
+                    draw.answer = answer
+        return answered
 
     def verdict(self, rule: Rule, reason: str) -> tuple[Verdict, Draw | None]:
         """What the judged draws agree on, and the first draw that supports it."""
@@ -331,16 +362,18 @@ class _Open:
 
 def usage_of(draws: Iterable[Draw]) -> Usage:
     """Tokens and money of draws as their endpoint stated them, one request counted per completion."""
-    total = Usage(prompt_tokens=0, completion_tokens=0, cost=0.0, requests=0)
+    prompt = completion = requests = 0
+    cost = 0.0
     calls: set[str] = set()
     for draw in draws:
-        total.prompt_tokens += draw.prompt_tokens or 0
-        total.completion_tokens += draw.completion_tokens or 0
-        total.cost += draw.cost or 0.0
+        prompt += draw.prompt_tokens or 0
+        completion += draw.completion_tokens or 0
+        cost += draw.cost or 0.0
         call = (draw.model_extra or {}).get("completion_id")
-        total.requests += call is None or call not in calls
-        calls |= {call} if call else set()
-    return total
+        requests += call is None or call not in calls
+        if call:
+            calls.add(call)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cost=cost, requests=requests)
 
 
 @dataclass(frozen=True, slots=True)

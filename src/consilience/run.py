@@ -124,8 +124,8 @@ class Run:
     ``right`` says per problem whether the verdict equals the gold answer, None where that is not known.
     """
 
-    problems: list[Problem]
-    right: list[bool | None]
+    problems: list[Problem] = field(repr=False)
+    right: list[bool | None] = field(repr=False)
     totals: dict[str, Any]
     policy: str
     model: str

@@ -14,13 +14,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import Connection, Engine
 
 from consilience import record
 from consilience.draws import Draw, Problem
@@ -28,7 +28,10 @@ from consilience.errors import ConsilienceError, InputError
 from consilience.ledger import tables
 
 GROUP = 1000
-"""The most draws written in one transaction."""
+"""About how many draws are written in one transaction, at most."""
+
+PAUSE = 0.005
+"""Seconds for which draws are gathered before the writer is woken: no slot of the endpoint waits for it."""
 
 
 def default_url() -> str:
@@ -60,23 +63,36 @@ class Ledger:
     def __init__(self, url: str | None = None) -> None:
         self._engine = tables.open_engine(url or default_url())
         self.name = self._engine.url.render_as_string(hide_password=True)
-        self._insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._statements = _Statements(self._engine)
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._open: _Batch | None = None
         self._writer = threading.Thread(target=self._write_groups, name="consilience-ledger", daemon=True)
         self._known: set[str] = set()
         self._closed = False
         self._writer.start()
 
     def put(self, asked: Asked, index: int, draw: Draw) -> asyncio.Future[None]:
-        """Write one draw; the future is done once it is durable. Call from a running event loop."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        request = None
+        """Write one draw; the future is done once it is durable. Call from a running event loop.
+
+        Draws that come within `PAUSE` are written together and share the future.
+        """
+        batch = self._open
+        if batch is None:
+            loop = asyncio.get_running_loop()
+            batch = self._open = _Batch(loop, loop.create_future())
+            batch.timer = loop.call_later(PAUSE, self.hurry)
         if asked.hash not in self._known:
             self._known.add(asked.hash)
-            request = {"hash": asked.hash, "identity": asked.canonical(), "question": asked.question}
-        self._queue.put(_Entry(request, _row(asked.hash, index, draw), loop, done))
-        return done
+            batch.requests.append({"hash": asked.hash, "identity": asked.canonical(), "question": asked.question})
+        batch.draws.append((asked.hash, index, draw))
+        return batch.done
+
+    def hurry(self) -> None:
+        """Wake the writer now: no further draws are on their way that could be written with these."""
+        if (batch := self._open) is not None:
+            batch.timer.cancel()
+            self._queue.put(batch)
+            self._open = None
 
     def stored(self, hashes: Iterable[str]) -> dict[str, dict[int, Draw]]:
         """The good draws stored for each request hash, by index."""
@@ -95,6 +111,7 @@ class Ledger:
         """Write what is queued and let the database go."""
         if not self._closed:
             self._closed = True
+            self.hurry()
             self._queue.put(None)
             self._writer.join()
             self._engine.dispose()
@@ -107,51 +124,40 @@ class Ledger:
 
     def _write_groups(self) -> None:
         with self._engine.connect() as connection:
-            while (entry := self._queue.get()) is not None:
-                group, last = self._gather(entry)
+            while (batch := self._queue.get()) is not None:
+                group, last = self._gather(batch)
                 self._write_group(connection, group)
                 if last:
                     return
 
-    def _gather(self, first: _Entry) -> tuple[list[_Entry], bool]:
-        group = [first]
-        while len(group) < GROUP:
+    def _gather(self, first: _Batch) -> tuple[list[_Batch], bool]:
+        group, size = [first], len(first.draws)
+        while size < GROUP:
             try:
-                entry = self._queue.get_nowait()
+                batch = self._queue.get_nowait()
             except queue.Empty:
                 return group, False
-            if entry is None:
+            if batch is None:
                 return group, True
-            group.append(entry)
+            group.append(batch)
+            size += len(batch.draws)
         return group, False
 
-    def _write_group(self, connection: Connection, group: list[_Entry]) -> None:
+    def _write_group(self, connection: Connection, group: list[_Batch]) -> None:
         failure: Exception | None = None
         try:
+            rows = [_row(*draw) for batch in group for draw in batch.draws]
             with connection.begin():
-                self._upsert(connection, [e.request for e in group if e.request], [e.row for e in group])
-        except (SQLAlchemyError, OSError) as error:
+                self._statements.upsert(connection, [each for batch in group for each in batch.requests], rows)
+        except Exception as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             failure = ConsilienceError(f"ledger {self.name}: cannot be written ({reason})")
-        for loop in {entry.loop for entry in group}:
-            waiting = [entry.done for entry in group if entry.loop is loop]
+        for loop in {batch.loop for batch in group}:
+            waiting = [batch.done for batch in group if batch.loop is loop]
             try:
                 loop.call_soon_threadsafe(_resolve, waiting, failure)
             except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
                 continue
-
-    def _upsert(self, connection: Connection, requests: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-        if requests:
-            connection.execute(self._insert(tables.requests).on_conflict_do_nothing(), requests)
-        statement = self._insert(tables.draws)
-        replaced = {key: statement.excluded[key] for key in ("failed", "created", "payload")}
-        keep_good = tables.draws.c.failed == 1
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["request_hash", "draw_index"], set_=replaced, where=keep_good
-            ),
-            rows,
-        )
 
     # --- what the command line shows, exports and imports ---
 
@@ -214,7 +220,7 @@ class Ledger:
             read = 0
             for number, problem in enumerate(record.read(path), 1):
                 request, rows = _rows_of(problem, f"{path}, problem {number}")
-                self._upsert(connection, [request], rows)
+                self._statements.upsert(connection, [request], rows)
                 read += len(rows)
             added = self._count(connection) - before
         return added, read - added
@@ -234,17 +240,38 @@ def _row(request_hash: str, index: int, draw: Draw) -> dict[str, Any]:
     }
 
 
-class _Entry:
-    __slots__ = ("done", "loop", "request", "row")
+class _Batch:
+    """The draws put within a short time, the requests that are new with them, and the future they share."""
 
-    def __init__(
-        self,
-        request: dict[str, Any] | None,
-        row: dict[str, Any],
-        loop: asyncio.AbstractEventLoop,
-        done: asyncio.Future[None],
-    ) -> None:
-        self.request, self.row, self.loop, self.done = request, row, loop, done
+    __slots__ = ("done", "draws", "loop", "requests", "timer")
+    timer: asyncio.TimerHandle
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
+        self.loop, self.done = loop, done
+        self.requests: list[dict[str, Any]] = []
+        self.draws: list[tuple[str, int, Draw]] = []
+
+
+class _Statements:
+    """The two inserts, compiled once: a good draw is never replaced, a failed one is."""
+
+    def __init__(self, engine: Engine) -> None:
+        insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        into_draws = insert(tables.draws)
+        replaced = {key: into_draws.excluded[key] for key in ("failed", "created", "payload")}
+        draws = into_draws.on_conflict_do_update(
+            index_elements=["request_hash", "draw_index"], set_=replaced, where=tables.draws.c.failed == text("1")
+        )
+        self._requests = insert(tables.requests).on_conflict_do_nothing().compile(dialect=engine.dialect)
+        self._draws = draws.compile(dialect=engine.dialect)
+
+    def upsert(self, connection: Connection, requests: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        """Write requests, then draws."""
+        for compiled, given in ((self._requests, requests), (self._draws, rows)):
+            if given:
+                names = compiled.positiontup
+                values = list(map(itemgetter(*names), given)) if names else given
+                connection.exec_driver_sql(str(compiled), values)
 
 
 def _resolve(waiting: list[asyncio.Future[None]], failure: Exception | None) -> None:
@@ -264,7 +291,7 @@ def _rows_of(problem: Problem, place: str) -> tuple[dict[str, Any], list[dict[st
     whole = isinstance(indices, list) and all(isinstance(i, int) and i >= 0 for i in indices)
     if not whole or len(set(indices)) != len(problem.draws):  # type: ignore[arg-type]
         raise InputError(f"{place}: field 'draw_indices' must hold one index per draw")
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    key = hashlib.sha256(text.encode()).hexdigest()
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    key = hashlib.sha256(canonical.encode()).hexdigest()
     rows = [_row(key, index, draw) for index, draw in zip(indices, problem.draws, strict=True)]  # type: ignore[arg-type]
-    return {"hash": key, "identity": text, "question": problem.question}, rows
+    return {"hash": key, "identity": canonical, "question": problem.question}, rows

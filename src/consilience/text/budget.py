@@ -37,8 +37,8 @@ class Price:
 class Account:
     """What a run has spent and reserved, against its caps.
 
-    ``spent`` is a `Usage` of everything settled in this run, with reservations of attempts whose usage nobody
-    knows; ``unknown`` counts those attempts.
+    ``spent`` is everything settled in this run, with reservations of attempts whose usage nobody knows; ``unknown``
+    counts those attempts.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -46,13 +46,24 @@ class Account:
         self.draws = 0
         self.tokens = 0
         self.pico = 0
-        self.spent = Usage()
+        self.prompt_tokens = 0
+        self.requests = 0
         self.unknown = 0
         self._reserved_tokens = 0
         self._reserved_pico = 0
         self._pico_cap = None if budget.usd is None else math.floor(round(budget.usd * PICO, 3))
         self._deadline = None if budget.seconds is None else time.monotonic() + budget.seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def spent(self) -> Usage:
+        """What was settled so far."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.tokens - self.prompt_tokens,
+            cost=self.pico / PICO,
+            requests=self.requests,
+        )
 
     @property
     def seconds_left(self) -> float:
@@ -80,14 +91,18 @@ class Account:
 
     async def reserve(self, tokens: int, pico: int) -> None:
         """Wait until the worst case fits beside what is in flight; raises BudgetSpent once it never will."""
-        while True:
-            if (limit := self._blocking(tokens, pico)) is not None:
-                raise BudgetSpent(limit, f"the next call could pass the cap on {limit} ({self._shown(limit)})")
-            if self._room(tokens, pico):
-                self._reserved_tokens += tokens
-                self._reserved_pico += pico
-                return
+        while not self.reserve_now(tokens, pico):
             await self._settlement()
+
+    def reserve_now(self, tokens: int, pico: int) -> bool:
+        """Reserve a worst case that fits beside what is in flight; False where it has to wait, raises as `reserve`."""
+        if (limit := self._blocking(tokens, pico)) is not None:
+            raise BudgetSpent(limit, f"the next call could pass the cap on {limit} ({self._shown(limit)})")
+        if not self._room(tokens, pico):
+            return False
+        self._reserved_tokens += tokens
+        self._reserved_pico += pico
+        return True
 
     def settle(self, tokens: int, pico: int, usage: Usage, used_pico: int) -> None:
         """Replace a reservation by what was used."""
@@ -95,18 +110,15 @@ class Account:
         self._reserved_pico -= pico
         self.tokens += usage.tokens
         self.pico += used_pico
-        spent = self.spent
-        spent.prompt_tokens += usage.prompt_tokens
-        spent.completion_tokens += usage.completion_tokens
-        spent.requests += usage.requests
-        spent.cost = self.pico / PICO
+        self.prompt_tokens += usage.prompt_tokens
+        self.requests += usage.requests
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
 
     def _blocking(self, tokens: int, pico: int) -> str | None:
-        if self.seconds_left <= 0:
+        if self._deadline is not None and self.seconds_left <= 0:
             return "seconds"
         if self.budget.tokens is not None and self.tokens + tokens > self.budget.tokens:
             return "tokens"
@@ -137,11 +149,15 @@ class CallMeter:
         self.price = price
         self._prompt = request.prompt_bound()
         self._per_draw = request.max_tokens
+        self._worst: dict[int, tuple[int, int]] = {}
 
     def worst_case(self, draws: int) -> tuple[int, int]:
         """Tokens and picodollars that one call for ``draws`` draws can cost at most."""
+        if (known := self._worst.get(draws)) is not None:
+            return known
         completion = draws * self._per_draw
-        return self._prompt + completion, self.price.pico(self._prompt, completion)
+        self._worst[draws] = worst = self._prompt + completion, self.price.pico(self._prompt, completion)
+        return worst
 
     def affordable(self, draws: int) -> int:
         """The most draws, up to ``draws``, that one call may ask for; at least 1 (reserving then refuses)."""
@@ -163,8 +179,10 @@ class _Attempt:
         self.seconds_left = math.inf
 
     async def __aenter__(self) -> _Attempt:
-        await self._meter.account.reserve(self._tokens, self._pico)
-        self.seconds_left = self._meter.account.seconds_left
+        account = self._meter.account
+        if not account.reserve_now(self._tokens, self._pico):
+            await account.reserve(self._tokens, self._pico)
+        self.seconds_left = account.seconds_left
         return self
 
     async def __aexit__(self, *_: object) -> None:

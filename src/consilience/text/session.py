@@ -52,12 +52,17 @@ class Session:
             for key, draws in stored.items():
                 self._held.setdefault(key, _Held(draws))
 
-    def release(self, request: Request) -> None:
-        """Let go of a request that is finished; its draws stay in the ledger."""
+    def release(self, request: Request) -> bool:
+        """Let go of a request that is finished; its draws stay in the ledger.
+
+        Says whether others hold it still, and with it the very draws that `draw` gave.
+        """
         self._holders[request.hash] -= 1
-        if self._holders[request.hash] <= 0:
-            del self._holders[request.hash]
-            self._held.pop(request.hash, None)
+        if self._holders[request.hash] > 0:
+            return True
+        del self._holders[request.hash]
+        self._held.pop(request.hash, None)
+        return False
 
     def has(self, request: Request, index: int) -> bool:
         """Whether the draw at ``index`` of an open request is at hand."""
@@ -104,7 +109,7 @@ class Session:
                 missing = wave + missing  # others spent what this wave counted on: a smaller one may still fit
 
     async def _wave(self, request: Request, wave: list[int], meter: CallMeter, held: _Held) -> None:
-        writes: list[asyncio.Future[None]] = []
+        writes: set[asyncio.Future[None]] = set()
         drawn: dict[int, Draw] = {}
         arrival = asyncio.get_running_loop().create_future()
         held.coming.update(dict.fromkeys(wave, arrival))
@@ -116,7 +121,7 @@ class Session:
             self.bought += 1
             self.failed += draw.failed
             self.in_flight -= 1
-            writes.append(self.ledger.put(request, index, draw))
+            writes.add(self.ledger.put(request, index, draw))
             drawn[index] = draw
 
         try:
@@ -124,7 +129,12 @@ class Session:
         finally:
             self.in_flight -= len(wave) - len(drawn)
             try:
-                await asyncio.gather(*writes)
+                if not self.in_flight:
+                    self.ledger.hurry()
+                if writes:
+                    await asyncio.wait(writes)  # they are shared with other waves: a cancelled one must not end them
+                for write in writes:
+                    write.result()
                 held.draws.update(drawn)
             finally:
                 for index in wave:

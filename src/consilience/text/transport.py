@@ -24,6 +24,7 @@ from yarl import URL
 
 from consilience.draws import Usage
 from consilience.errors import BudgetSpent, ConsilienceError, EndpointError
+from consilience.text.crew import Crew
 from consilience.text.sources.base import Attempt, Meter
 
 T = TypeVar("T")
@@ -113,10 +114,15 @@ class Limiter:
         """True while no slot is granted."""
         return self._open_at > -math.inf and asyncio.get_running_loop().time() < self._open_at
 
+    def take(self) -> bool:
+        """Take a slot if one is free and nobody waits for it."""
+        free = not self._waiting and self.in_flight < self.limit and not self.paused
+        self.in_flight += free
+        return free
+
     async def acquire(self) -> None:
         """Wait for a slot, first come first served."""
-        if not self._waiting and self.in_flight < self.limit and not self.paused:
-            self.in_flight += 1
+        if self.take():
             return
         await self._queue()
         while self.paused:  # it began between the grant and now
@@ -275,6 +281,7 @@ class Transport:
         secrets: tuple[str, ...] = (),
     ) -> None:
         self.limiter = Limiter(concurrency)
+        self.crew = Crew(concurrency)
         self.retry = retry
         self.stopped: EndpointError | None = None
         self._url = URL(url)
@@ -315,7 +322,7 @@ class Transport:
                     self._give_up(failed, tries)
             if failed.wait is None:
                 delay = self.retry.delay(refusals if throttled else failures, self._rng)
-                await asyncio.sleep(max(0.0, min(delay, deadline - now)))
+                await self.crew.rest(max(0.0, min(delay, deadline - now)))
 
     def stop(self, error: EndpointError) -> None:
         """Let no further attempt start; ``error`` is raised instead."""
@@ -327,11 +334,13 @@ class Transport:
             self._watch.close()
             await self._session.close()
             self._session = self._loop = None
+            self.crew = Crew(self.crew.size)
 
     # ------------------------------------------------------------------------------------- one attempt
 
     async def _attempt(self, payload: bytes, draws: int, meter: Meter, read: Read[T], deadline: float) -> T:
-        await self._slot(deadline)
+        if not self.limiter.take():
+            await self._slot(deadline)
         try:
             if self.stopped is not None:
                 raise EndpointError(str(self.stopped))

@@ -34,6 +34,7 @@ class AnswerClasses:
         self.representatives: list[str] = []
         self.unknown_pairs = 0
         self._pool = pool
+        self._seen: dict[str, int] = {}  # every answer met so far, word for word
         self._class_of: dict[str, int] = {}  # every key met so far
         self._keys: list[str] = []  # the key of each representative
         self._lock = threading.Lock()
@@ -50,11 +51,15 @@ class AnswerClasses:
         """
         if answer is None:
             return NO_ANSWER
+        seen = self._seen.get(answer)
+        if seen is not None:
+            return seen
         key = canonical(answer, self.kind)
         with self._lock:
             known = self._class_of.get(key)
             if known is None:
                 known = self._class_of[key] = self._place(answer, key)
+            self._seen[answer] = known
             return known
 
     async def add_async(self, answer: str | None) -> int:

@@ -25,6 +25,9 @@ _PAIRS = (
     ("«", "»"),
     ("*", "*"),
 )
+_OPENINGS = frozenset(left[0] for left, _ in _PAIRS)
+_MARKS = ("**", "```", "\\[", "\\]", "\\(", "\\)", "$$")
+_MARK_ENDS = frozenset("*`\\[]()$")
 _TAIL = ".,;"  # not "!": 5! is a factorial; not "?": an answer may be "?"
 _SPACE_OR_TAIL = _TAIL + " \t\r\n\f\v\u00a0\u202f"
 _TEXT_MACRO = re.compile(r"\\(?:text|mathrm|mbox|operatorname|math|text)(?:bf|it|rm|sf|tt|normal)?\s*\{([^{}]*)\}")
@@ -53,6 +56,8 @@ def clean(text: str) -> str:
 
 def _unpair(text: str) -> str:
     """One layer of wrapping removed, if there is one."""
+    if not text or (text[0] not in _OPENINGS and text[-1] not in _MARK_ENDS and text[0] not in _MARK_ENDS):
+        return text
     for left, right in _PAIRS:
         if text.startswith(left) and text.endswith(right) and len(text) >= len(left) + len(right):
             inner = text[len(left) : len(text) - len(right)]
@@ -63,7 +68,7 @@ def _unpair(text: str) -> str:
 
 def _unpaired(text: str) -> str:
     """A bold mark, a fence or a delimiter whose partner was left outside is removed; a lone ``*`` can be an answer."""
-    for mark in ("**", "```", "\\[", "\\]", "\\(", "\\)", "$$"):
+    for mark in _MARKS:
         if text.count(mark) == 1:
             if text.startswith(mark):
                 return text[len(mark) :]

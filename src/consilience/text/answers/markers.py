@@ -25,7 +25,7 @@ _ANSWER_IS = re.compile(
 
 def last_boxed(text: str) -> str | None:
     """What the last closed, non-empty ``\\boxed{...}`` or ``\\fbox{...}`` holds (``\\boxed 5`` too)."""
-    boxes = list(_BOX.finditer(text))
+    boxes = list(_BOX.finditer(text)) if "\\" in text else []
     if not boxes:
         return None
     closing = _closing_braces(text, {box.end() for box in boxes})
@@ -57,6 +57,8 @@ def _closing_braces(text: str, wanted: set[int]) -> dict[int, int]:
 
 def last_hashes(text: str) -> str | None:
     """The rest of the last ``####`` line; a line that is a Markdown heading over more text is not an answer."""
+    if "####" not in text:
+        return None
     end = len(text.rstrip())
     for match in reversed(list(_HASHES.finditer(text))):
         tail = match.group(1).strip()

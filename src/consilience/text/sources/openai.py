@@ -12,12 +12,12 @@ its replies, remembered for the run and written into ``notes``:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
@@ -231,6 +231,10 @@ class _Job:
     deliver: Deliver
 
 
+_Asked = tuple[Sequence[int], int | None]
+"""What one call is for: the indices of its draws and how often it may be tried (None: as usual)."""
+
+
 class OpenAISource:
     """A model behind an OpenAI-compatible server.
 
@@ -290,11 +294,13 @@ class OpenAISource:
         try:
             job = _Job(request, meter, deliver)
             if len(indices) == 1:
-                await self._single(job, indices[0], None)
-            else:
-                size = 1 if "n" in self._dropped else MOST_CHOICES
-                groups = [indices[i : i + size] for i in range(0, len(indices), size)]
-                await _all(self._group(job, group) for group in groups)
+                await self._call(job, (indices, None))
+                return
+            size = 1 if "n" in self._dropped else MOST_CHOICES
+            groups = [(indices[i : i + size], None) for i in range(0, len(indices), size)]
+            errors = await self._transport.crew.run(partial(self._call, job), groups)
+            if errors:
+                raise min(errors, key=_gravity)
         finally:
             self._active -= 1
 
@@ -304,30 +310,21 @@ class OpenAISource:
 
     # ------------------------------------------------------------------------------------------- calls
 
-    async def _group(self, job: _Job, indices: Sequence[int]) -> None:
-        """One call for all ``indices``; what it does not bring is drawn by single calls."""
-        if len(indices) == 1:
-            await self._single(job, indices[0], None)
-            return
-        tries = None
+    async def _call(self, job: _Job, asked: _Asked) -> list[_Asked]:
+        """One call for all its indices; returns the single calls for what it did not bring."""
+        indices, tries = asked
         try:
-            draws = await self._ask(job, indices, None)
+            draws = await self._ask(job, indices, tries)
         except _Failed as failed:
-            missing, tries = indices, failed.tries
-        else:
-            for index, draw in zip(indices, draws, strict=False):
-                job.deliver(index, draw)
-            missing = indices[len(draws) :]
-            if missing:
-                self._drop("n")
-        await _all(self._single(job, index, tries) for index in missing)
-
-    async def _single(self, job: _Job, index: int, tries: int | None) -> None:
-        try:
-            (draw,) = await self._ask(job, (index,), tries)
-        except _Failed as failed:
-            draw = Draw(text="", error=str(failed))
-        job.deliver(index, draw)
+            if len(indices) > 1:
+                return [((index,), failed.tries) for index in indices]
+            draws = [Draw(text="", error=str(failed))]
+        for index, draw in zip(indices, draws, strict=False):
+            job.deliver(index, draw)
+        missing = indices[len(draws) :]
+        if missing:
+            self._drop("n")
+        return [((index,), None) for index in missing]
 
     async def _ask(self, job: _Job, indices: Sequence[int], tries: int | None) -> list[Draw]:
         """The draws of one call, adapted until the endpoint takes it; raises _Failed where it fails for good."""
@@ -440,10 +437,6 @@ def _read(body: bytes) -> tuple[tuple[dict[str, Any], Usage | None], Usage | Non
     return (reply, usage), usage
 
 
-async def _all(calls: Any) -> None:
-    """Run all calls to their end, so that none that was paid for is lost; then raise the gravest error."""
-    coroutines: list[Coroutine[Any, Any, None]] = list(calls)
-    results = await asyncio.gather(*coroutines, return_exceptions=True)
-    errors = [r for r in results if isinstance(r, BaseException)]
-    if errors:
-        raise min(errors, key=lambda e: 0 if isinstance(e, EndpointError) else isinstance(e, BudgetSpent) * 2 or 1)
+def _gravity(error: BaseException) -> int:
+    """Sorts the errors of a wave, the gravest first: of the run, of a call, of the budget."""
+    return 0 if isinstance(error, EndpointError) else 2 if isinstance(error, BudgetSpent) else 1
