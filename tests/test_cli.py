@@ -113,7 +113,9 @@ def test_replay_prints_the_contract(recording: Path, tmp_path: Path) -> None:
     assert full["agreement_with_full_vote"] == 1
     assert one["short"] == 0
     assert one["repeats"] == 50
-    table = command("replay", recording, "--policy", "asc", cwd=tmp_path)
+    table = command("replay", recording, "--policy", "asc", "--report", "page.html", cwd=tmp_path)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "What is 2 and 2?" in page
     assert "asc:threshold=0.95,max=40" in table.stdout
     assert "100.0%" in table.stdout
 

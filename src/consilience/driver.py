@@ -17,11 +17,10 @@ from typing import Any
 from consilience.draws import Draw, Problem, Usage, Verdict
 from consilience.errors import BudgetSpent, ConsilienceError, SourceExhausted
 from consilience.rules import Rule
-from consilience.text.answers import AnswerClasses
 from consilience.text.prompts import messages
 from consilience.text.session import Session
 from consilience.text.sources.base import Request
-from consilience.views import answer_of, kind_of, right_answer, view_of
+from consilience.views import Prefix, kind_of, right_answer
 
 PREFETCH = 0.1
 """Draws that may run ahead of the rule, as a share of the draws it has judged: the bound on what can be wasted."""
@@ -197,7 +196,7 @@ class Driver:
             del self._open[number]
             shared = self.session.release(opened.request)
             room.release()
-        problem.draws = opened.with_answers(problem.draws, shared)
+        problem.draws = opened.prefix.with_answers(problem.draws, shared)
         finished.put(number, Finished(problem, opened.kind, right))
 
     async def _right(self, answer: str | None, first: Draw | None, opened: _Open) -> bool | None:
@@ -221,21 +220,21 @@ class Driver:
                 reason = self._why_ended(stop)
                 break
             self._ahead -= sum(1 for index in range(len(draws)) if opened.judged + index in opened.ahead)
-            await opened.take(draws, self.asking.pattern)
+            await opened.prefix.take(draws, self.asking.pattern)
             self.progress.judged += len(draws)
             self.on_progress(self.progress)
         else:
             reason = "rule" if opened.judged < self.rule.max else "max"
         opened.buying = False
-        return opened.verdict(self.rule, reason)
+        return opened.prefix.verdict(self.rule, reason)
 
     def _want(self, opened: _Open) -> int:
         """How many further draws the rule certainly needs: the same for every problem without draws, 0 at its max."""
         if opened.judged == 0:
             if self._first_want is None:
-                self._first_want = opened.want(self.rule)
+                self._first_want = opened.prefix.want(self.rule)
             return self._first_want
-        return opened.want(self.rule) if opened.judged < self.rule.max else 0
+        return opened.prefix.want(self.rule) if opened.judged < self.rule.max else 0
 
     def _why_ended(self, stop: BudgetSpent | SourceExhausted) -> str:
         if isinstance(stop, SourceExhausted):
@@ -247,7 +246,7 @@ class Driver:
 
     async def _all_draws(self, opened: _Open) -> list[Draw]:
         """The judged draws and, behind them, those that were prefetched and are here without a gap."""
-        draws = list(opened.draws)
+        draws = list(opened.prefix.draws)
         pending = [task for index, task in opened.ahead.items() if index >= opened.judged]
         if pending:
             await asyncio.wait(pending)
@@ -293,14 +292,11 @@ class Driver:
 
 
 class _Open:
-    """A problem being answered: its draws up to the judged prefix and their classes."""
+    """A problem being answered: its judged prefix, and what was asked for beyond it."""
 
     def __init__(self, problem: Problem, request: Request, kind: str) -> None:
         self.problem, self.request, self.kind = problem, request, kind
-        self.draws: list[Draw] = []
-        self.answers: list[str | None] = []
-        self.labels: list[int] = []
-        self.classes = AnswerClasses(kind)
+        self.prefix = Prefix(kind)
         self.asked = 0
         self.ahead: dict[int, asyncio.Task[None]] = {}
         self.buying = False
@@ -308,56 +304,7 @@ class _Open:
     @property
     def judged(self) -> int:
         """How many leading draws the rule has seen."""
-        return len(self.draws)
-
-    def want(self, rule: Rule) -> int:
-        """How many further draws the rule certainly needs."""
-        return int(rule.want(view_of([self.labels], [self.draws], rule.needs)).sum())
-
-    async def take(self, draws: Iterable[Draw], pattern: re.Pattern[str] | None) -> None:
-        """Add draws to the judged prefix."""
-        for draw in draws:
-            answer = answer_of(draw, self.kind, pattern)
-            symbolic = answer is not None and self.classes.needs_symbolic(answer)
-            self.labels.append(await self.classes.add_async(answer) if symbolic else self.classes.add(answer))
-            self.answers.append(answer)
-            self.draws.append(draw)
-
-    def with_answers(self, draws: Sequence[Draw], shared: bool) -> list[Draw]:
-        """``draws`` with the answers that were read from the judged ones.
-
-        ``shared`` draws are copied: another problem with the same request may read another kind of answer from them.
-        """
-        answered = list(draws)
-        for index, (draw, answer) in enumerate(zip(draws, self.answers, strict=False)):
-            if draw.answer != answer:
-                if shared:
-                    answered[index] = draw.model_copy(update={"answer": answer})
-                else:
-                    draw.answer = answer
-        return answered
-
-    def verdict(self, rule: Rule, reason: str) -> tuple[Verdict, Draw | None]:
-        """What the judged draws agree on, and the first draw that supports it."""
-        winners, confidences = rule.decide(view_of([self.labels], [self.draws], rule.needs))
-        winner = int(winners[0])
-        names = self.classes.representatives
-        counts = {names[label]: float(self.labels.count(label)) for label in dict.fromkeys(self.labels) if label >= 0}
-        unknown = {"unknown_pairs": self.classes.unknown_pairs} if self.classes.unknown_pairs else {}
-        verdict = Verdict(
-            answer=names[winner] if winner >= 0 else None,
-            confidence=float(confidences[0]),
-            votes=dict(sorted(counts.items(), key=lambda item: -item[1])),
-            draws=self.judged,
-            failed=sum(draw.failed for draw in self.draws),
-            usage=Usage(),
-            cost=0.0,
-            stopped_because=reason,
-            decided=reason == "rule",
-            abstained=winner < 0,
-            **unknown,
-        )
-        return verdict, self.draws[self.labels.index(winner)] if winner >= 0 else None
+        return len(self.prefix.draws)
 
 
 def usage_of(draws: Iterable[Draw]) -> Usage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from consilience.draws import Draw, Problem, Verdict
 from consilience.driver import Finished
 from consilience.montecarlo.estimators import proportion_interval
-from consilience.replay import Replayed, Table, stopped_early, tabulate
+from consilience.replay import Replayed, Table, judge, stopped_early, tabulate
 from consilience.report import Curve, Page, PolicyRow, QuestionRow, ReplyRow
+from consilience.rules import Rule
 from consilience.run import Outcome, Settings
+from consilience.views import answer_of, kind_of
 
 REPORTED = ("answered", "abstained", "draws", "failed", "seconds")
 
@@ -139,17 +142,30 @@ def run_totals(totals: dict[str, Any]) -> dict[str, int | float | None]:
     }
 
 
+def recorded_rows(
+    problems: Sequence[Problem], rule: Rule, kind: str | None = None, pattern: re.Pattern[str] | None = None
+) -> list[QuestionRow]:
+    """Each question with the verdict of ``rule`` on its draws in recorded order."""
+    rows = []
+    for problem in problems:
+        kind_here = kind_of(problem, kind)
+        verdict, right = judge(problem, rule, kind_here, pattern)
+        draws = [draw.model_copy(update={"answer": answer_of(draw, kind_here, pattern)}) for draw in problem.draws]
+        shown = problem.model_copy(update={"verdict": verdict, "draws": draws, "collected_by": rule.name})
+        rows.append(question_row(Finished(shown, kind_here, right)))
+    return rows
+
+
 def replay_page(
     path: Path,
     problems: Sequence[Problem],
     table: Table,
     results: Sequence[Replayed],
+    questions: Sequence[QuestionRow],
     command: str,
     notes: Sequence[str],
 ) -> Page:
-    """The page of a replay; the questions show the verdicts that the record holds, if it does."""
-    recorded = [p for p in problems if p.verdict is not None]
-    questions = [question_row(Finished(p, p.kind, None)) for p in recorded] if len(recorded) == len(problems) else []
+    """The page of a replay; the questions show the verdicts of the first policy in recorded order."""
     models = sorted({draw.model for p in problems for draw in p.draws if draw.model})
     return Page(
         title=f"Replay of {path.name}",
@@ -161,6 +177,7 @@ def replay_page(
         curve=curve_of(problems, table),
         totals={"questions": len(problems), "draws": int(table.counts.sum())},
         notes=list(notes),
+        verdicts_of=results[0].rule.name,
     )
 
 

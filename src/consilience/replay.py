@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consilience.draws import Problem
+from consilience.draws import Problem, Verdict
 from consilience.errors import InputError
 from consilience.montecarlo.estimators import proportion_interval
 from consilience.rules import Float, Int, Rule, View
 from consilience.text import answers
 from consilience.text.voting.plurality import Plurality
-from consilience.views import kind_of, label_all, view_of
+from consilience.views import Prefix, kind_of, label_all, right_answer, view_of
 
 ROWS = 100_000
 """Problems times orders that are simulated together: bounds the memory."""
@@ -210,6 +210,25 @@ def _stop(rule: Rule, labels: Int, available: Int, fields: dict[str, Float]) -> 
         drawn[open_rows] += step.astype(np.int32)
         open_rows = open_rows[step > 0]
     return drawn, stopped
+
+
+def judge(
+    problem: Problem, rule: Rule, kind: str, pattern: re.Pattern[str] | None = None
+) -> tuple[Verdict, bool | None]:
+    """The verdict of a rule on a problem's recorded draws in their order, and whether it is right (if known)."""
+    prefix = Prefix(kind)
+    reason = "rule"
+    while want := prefix.want(rule):
+        draws = problem.draws[len(prefix.draws) :][:want]
+        if not draws:
+            reason = "source exhausted"
+            break
+        for draw in draws:
+            prefix.add(draw, pattern)
+    if reason == "rule" and len(prefix.draws) >= rule.max:
+        reason = "max"
+    verdict, first = prefix.verdict(rule, reason)
+    return verdict, right_answer(verdict.answer, first, problem, kind)
 
 
 def _mean_or_none(values: Float) -> float | None:

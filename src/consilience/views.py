@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from consilience.draws import Draw, Problem
+from consilience.draws import Draw, Problem, Usage, Verdict
 from consilience.errors import InputError
-from consilience.rules import View
+from consilience.rules import Rule, View
 from consilience.text import answers
 from consilience.text.answers import AnswerClasses
 
@@ -76,3 +76,71 @@ def label_all(problem: Problem, kind: str, pattern: re.Pattern[str] | None = Non
     """The class of every draw of a problem, in order, and the classes."""
     classes = AnswerClasses(kind)
     return [classes.add(answer_of(draw, kind, pattern)) for draw in problem.draws], classes
+
+
+class Prefix:
+    """The draws of one problem that a rule has judged, in order: what it sees of them and what it concludes."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.draws: list[Draw] = []
+        self.answers: list[str | None] = []
+        self.labels: list[int] = []
+        self.classes = AnswerClasses(kind)
+
+    def want(self, rule: Rule) -> int:
+        """How many further draws the rule certainly needs."""
+        return int(rule.want(view_of([self.labels], [self.draws], rule.needs)).sum())
+
+    def add(self, draw: Draw, pattern: re.Pattern[str] | None = None) -> None:
+        """One more draw; may block for symbolic work (kind ``math``)."""
+        answer = answer_of(draw, self.kind, pattern)
+        self._append(draw, answer, self.classes.add(answer))
+
+    async def take(self, draws: Iterable[Draw], pattern: re.Pattern[str] | None = None) -> None:
+        """More draws, without blocking the event loop."""
+        for draw in draws:
+            answer = answer_of(draw, self.kind, pattern)
+            symbolic = answer is not None and self.classes.needs_symbolic(answer)
+            self._append(draw, answer, await self.classes.add_async(answer) if symbolic else self.classes.add(answer))
+
+    def _append(self, draw: Draw, answer: str | None, label: int) -> None:
+        self.draws.append(draw)
+        self.answers.append(answer)
+        self.labels.append(label)
+
+    def with_answers(self, draws: Sequence[Draw], shared: bool) -> list[Draw]:
+        """``draws`` with the answers that were read from the judged ones.
+
+        ``shared`` draws are copied: another problem with the same request may read another kind of answer from them.
+        """
+        answered = list(draws)
+        for index, (draw, answer) in enumerate(zip(draws, self.answers, strict=False)):
+            if draw.answer != answer:
+                if shared:
+                    answered[index] = draw.model_copy(update={"answer": answer})
+                else:
+                    draw.answer = answer
+        return answered
+
+    def verdict(self, rule: Rule, reason: str) -> tuple[Verdict, Draw | None]:
+        """What the judged draws agree on, and the first draw that supports it; the usage is left to the driver."""
+        winners, confidences = rule.decide(view_of([self.labels], [self.draws], rule.needs))
+        winner = int(winners[0])
+        names = self.classes.representatives
+        counts = {names[label]: float(self.labels.count(label)) for label in dict.fromkeys(self.labels) if label >= 0}
+        unknown = {"unknown_pairs": self.classes.unknown_pairs} if self.classes.unknown_pairs else {}
+        verdict = Verdict(
+            answer=names[winner] if winner >= 0 else None,
+            confidence=float(confidences[0]),
+            votes=dict(sorted(counts.items(), key=lambda item: -item[1])),
+            draws=len(self.draws),
+            failed=sum(draw.failed for draw in self.draws),
+            usage=Usage(),
+            cost=0.0,
+            stopped_because=reason,
+            decided=reason == "rule",
+            abstained=winner < 0,
+            **unknown,
+        )
+        return verdict, self.draws[self.labels.index(winner)] if winner >= 0 else None

@@ -46,11 +46,12 @@ def run(
     results = [replay(table, rule, repeats=repeats, seed=seed) for rule in rules]
     pages: list[Path] = []
     if report is not None:
-        from consilience.pages import replay_page
+        from consilience.pages import recorded_rows, replay_page
         from consilience.report import write
 
         command = shlex.join(["consilience", *sys.argv[1:]])
-        pages = write(replay_page(path, problems, table, results, command, notes), report)
+        questions = recorded_rows(problems, rules[0], kind, pattern)
+        pages = write(replay_page(path, problems, table, results, questions, command, notes), report)
     if as_json:
         print(json.dumps({"policies": [result.summary() for result in results]}))
     else:
@@ -64,15 +65,15 @@ def _print(results: list[Replayed], path: Path, pages: list[Path]) -> None:
     title = f"{path}: {first['problems']} problems, {first['repeats']} orders"
     table = Table(title=title)
     table.add_column("policy", overflow="fold", min_width=12)
-    for name in ("accuracy", "95 % interval", "draws", "agrees with full vote", "decided", "short"):
-        table.add_column(name, justify="right")
+    for name in ("accuracy", "95 % interval", "draws", "agreement", "decided", "short"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         row = result.summary()
         interval = row["accuracy_ci"]
         table.add_row(
             row["policy"],
             _share(row["accuracy"]),
-            "-" if interval is None else f"{interval[0]:.1%} - {interval[1]:.1%}",
+            "-" if interval is None else f"{100 * interval[0]:.1f} - {100 * interval[1]:.1f}",
             f"{row['mean_draws']:.2f}",
             _share(row["agreement_with_full_vote"]),
             _share(row["decided"]),
