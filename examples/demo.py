@@ -46,14 +46,22 @@ def run(spec: str) -> tuple[list[Finished], Outcome]:
 
 def table(rows: list[PolicyRow], most: int) -> Table:
     """The figures of every policy, with the draws saved against always taking ``most``."""
-    shown = Table("policy", "", "accuracy", "95 % interval", "draws per question", "saved")
+    shown = Table()
+    shown.add_column("policy", overflow="fold", min_width=25)
+    for name in ("", "accuracy", "95 % interval", "draws", "saved"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         assert row.accuracy is not None, "the demo's questions have gold answers"
         assert row.accuracy_ci is not None
         low, high = row.accuracy_ci
         saved = f"{1 - row.mean_draws / most:.0%}"
         shown.add_row(
-            row.name, row.origin, f"{row.accuracy:.1%}", f"{low:.1%} - {high:.1%}", f"{row.mean_draws:.2f}", saved
+            row.name,
+            row.origin,
+            f"{row.accuracy:.1%}",
+            f"{100 * low:.1f} - {100 * high:.1f}",
+            f"{row.mean_draws:.2f}",
+            saved,
         )
     return shown
 
