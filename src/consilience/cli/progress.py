@@ -49,7 +49,7 @@ class ProgressLine:
 
     def warn(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(progress: Progress, session: Session, most: int) -> str:
