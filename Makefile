@@ -13,7 +13,7 @@ SHELL := /bin/bash
 PIP := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 EXTRAS := test,lint,docs,local,postgres
-PEERS := its_hub==1.2.0 AdaptiveConsistency==1.0.0 openai
+PEERS := its_hub[lm]==1.2.0 AdaptiveConsistency==1.0.0 openai
 INPUTS := pyproject.toml constraints.txt
 
 # $(call environment,FOLDER): an empty virtual environment there, or a clear message why not.

@@ -27,12 +27,6 @@ from consilience.draws import Draw, Problem
 from consilience.errors import ConsilienceError, InputError
 from consilience.ledger import tables
 
-GROUP = 1000
-"""About how many draws are written in one transaction, at most."""
-
-PAUSE = 0.005
-"""Seconds for which draws are gathered before the writer is woken: no slot of the endpoint waits for it."""
-
 
 def default_url() -> str:
     """``CONSILIENCE_LEDGER``, else ``.consilience/ledger.db`` in the working directory."""
@@ -66,7 +60,8 @@ class Ledger:
         self._statements = _Statements(self._engine)
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._open: _Batch | None = None
-        self._writer = threading.Thread(target=self._write_groups, name="consilience-ledger", daemon=True)
+        self._writing = False
+        self._writer = threading.Thread(target=self._write_batches, name="consilience-ledger", daemon=True)
         self._known: set[str] = set()
         self._closed = False
         self._writer.start()
@@ -74,25 +69,34 @@ class Ledger:
     def put(self, asked: Asked, index: int, draw: Draw) -> asyncio.Future[None]:
         """Write one draw; the future is done once it is durable. Call from a running event loop.
 
-        Draws that come within `PAUSE` are written together and share the future.
+        Draws that come while the writer is at work are written together next and share the future.
         """
         batch = self._open
         if batch is None:
             loop = asyncio.get_running_loop()
             batch = self._open = _Batch(loop, loop.create_future())
-            batch.timer = loop.call_later(PAUSE, self.hurry)
+            if not self._writing:
+                loop.call_soon(self._send)
         if asked.hash not in self._known:
             self._known.add(asked.hash)
             batch.requests.append({"hash": asked.hash, "identity": asked.canonical(), "question": asked.question})
         batch.draws.append((asked.hash, index, draw))
         return batch.done
 
-    def hurry(self) -> None:
-        """Wake the writer now: no further draws are on their way that could be written with these."""
+    def _send(self) -> None:
+        """Hand what has gathered to the writer."""
         if (batch := self._open) is not None:
-            batch.timer.cancel()
+            self._open, self._writing = None, True
             self._queue.put(batch)
-            self._open = None
+
+    def _written(self, done: asyncio.Future[None], failure: Exception | None) -> None:
+        self._writing = False
+        self._send()
+        if not done.done():
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
 
     def stored(self, hashes: Iterable[str]) -> dict[str, dict[int, Draw]]:
         """The good draws stored for each request hash, by index."""
@@ -111,7 +115,7 @@ class Ledger:
         """Write what is queued and let the database go."""
         if not self._closed:
             self._closed = True
-            self.hurry()
+            self._send()
             self._queue.put(None)
             self._writer.join()
             self._engine.dispose()
@@ -122,42 +126,23 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write_groups(self) -> None:
+    def _write_batches(self) -> None:
         with self._engine.connect() as connection:
             while (batch := self._queue.get()) is not None:
-                group, last = self._gather(batch)
-                self._write_group(connection, group)
-                if last:
-                    return
+                failure = self._write(connection, batch)
+                try:
+                    batch.loop.call_soon_threadsafe(self._written, batch.done, failure)
+                except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
+                    self._writing = False
 
-    def _gather(self, first: _Batch) -> tuple[list[_Batch], bool]:
-        group, size = [first], len(first.draws)
-        while size < GROUP:
-            try:
-                batch = self._queue.get_nowait()
-            except queue.Empty:
-                return group, False
-            if batch is None:
-                return group, True
-            group.append(batch)
-            size += len(batch.draws)
-        return group, False
-
-    def _write_group(self, connection: Connection, group: list[_Batch]) -> None:
-        failure: Exception | None = None
+    def _write(self, connection: Connection, batch: _Batch) -> Exception | None:
         try:
-            rows = [_row(*draw) for batch in group for draw in batch.draws]
             with connection.begin():
-                self._statements.upsert(connection, [each for batch in group for each in batch.requests], rows)
+                self._statements.upsert(connection, batch.requests, [_row(*draw) for draw in batch.draws])
         except Exception as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            failure = ConsilienceError(f"ledger {self.name}: cannot be written ({reason})")
-        for loop in {batch.loop for batch in group}:
-            waiting = [batch.done for batch in group if batch.loop is loop]
-            try:
-                loop.call_soon_threadsafe(_resolve, waiting, failure)
-            except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
-                continue
+            return ConsilienceError(f"ledger {self.name}: cannot be written ({reason})")
+        return None
 
     # --- what the command line shows, exports and imports ---
 
@@ -241,10 +226,9 @@ def _row(request_hash: str, index: int, draw: Draw) -> dict[str, Any]:
 
 
 class _Batch:
-    """The draws put within a short time, the requests that are new with them, and the future they share."""
+    """The draws put while the writer was at work, the requests new with them, and the future they share."""
 
-    __slots__ = ("done", "draws", "loop", "requests", "timer")
-    timer: asyncio.TimerHandle
+    __slots__ = ("done", "draws", "loop", "requests")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
         self.loop, self.done = loop, done
@@ -272,15 +256,6 @@ class _Statements:
                 names = compiled.positiontup
                 values = list(map(itemgetter(*names), given)) if names else given
                 connection.exec_driver_sql(str(compiled), values)
-
-
-def _resolve(waiting: list[asyncio.Future[None]], failure: Exception | None) -> None:
-    for future in waiting:
-        if not future.done():
-            if failure is None:
-                future.set_result(None)
-            else:
-                future.set_exception(failure)
 
 
 def _rows_of(problem: Problem, place: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

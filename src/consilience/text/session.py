@@ -129,8 +129,6 @@ class Session:
         finally:
             self.in_flight -= len(wave) - len(drawn)
             try:
-                if not self.in_flight:
-                    self.ledger.hurry()
                 if writes:
                     await asyncio.wait(writes)  # they are shared with other waves: a cancelled one must not end them
                 for write in writes:
