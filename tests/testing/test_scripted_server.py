@@ -18,8 +18,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from consilience.testing import ScriptedServer
-from consilience.testing import server as server_module
+from consilience.testing import ScriptedServer, http1
 
 COINS = {"heads": 0.7, "tails": 0.3}
 
@@ -329,7 +328,7 @@ def test_100_continue() -> None:
         (raw(BODY, "content-length: 5"), 400),
         (raw(b"", "content-length: -5", framing=False), 400),
         (raw(b"", "content-length: 99999999999", framing=False), 413),
-        (raw(b"", "x: " + "y" * (server_module.MAX_HEAD + 1)), 431),
+        (raw(b"", "x: " + "y" * (http1.MAX_HEAD + 1)), 431),
         (b"GET /v1/chat/completions HTTP/1.1\r\n\r\n", 405),
         (b"GET /nowhere HTTP/1.1\r\n\r\n", 404),
     ],

@@ -35,11 +35,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from consilience.testing.http1 import MAX_BODY, Head, Malformed, parse_body, parse_head
+
 Distribution = Mapping[str, float]
 Scripted = Callable[[str, random.Random], "str | dict[str, Any]"]
 
-MAX_HEAD = 64 * 1024
-MAX_BODY = 64 * 1024 * 1024
 _TOKEN = re.compile(r"\s*\S+\s*$|\s*\S+")
 _ENTRY_POINTS = {
     "/v1/chat/completions": "POST",
@@ -50,95 +50,6 @@ _ENTRY_POINTS = {
 }
 
 
-# --------------------------------------------------------------------------------------------- HTTP/1.1
-
-
-class _Malformed(Exception):
-    """The bytes are no request that this server takes."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(slots=True)
-class _Head:
-    """Request line and headers; ``size`` is their length in bytes, the blank line included."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    keep_alive: bool
-    size: int
-
-
-def _parse_head(buffer: bytearray) -> _Head | None:
-    """The head of the request at the start of ``buffer``; None while it is incomplete."""
-    end = buffer.find(b"\r\n\r\n")
-    if end < 0 or end > MAX_HEAD:
-        if len(buffer) > MAX_HEAD:
-            raise _Malformed(431, f"the request head is longer than {MAX_HEAD} bytes")
-        return None
-    first, *lines = buffer[:end].decode("latin-1").split("\r\n")
-    parts = first.split(" ")
-    if len(parts) != 3 or parts[2] not in ("HTTP/1.1", "HTTP/1.0"):
-        raise _Malformed(400, "the first line is not an HTTP/1.1 request line")
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
-            raise _Malformed(400, "a header line is malformed")
-        name, value = name.lower(), value.strip()
-        if headers.setdefault(name, value) != value and name in ("content-length", "transfer-encoding"):
-            raise _Malformed(400, f"two different {name} headers")
-    connection = headers.get("connection", "").lower()
-    keep = "close" not in connection if parts[2] == "HTTP/1.1" else "keep-alive" in connection
-    return _Head(parts[0], parts[1].partition("?")[0], headers, keep, end + 4)
-
-
-def _parse_body(buffer: bytearray, head: _Head) -> tuple[bytes, int] | None:
-    """The body that follows ``head`` and where the next request starts; None while it is incomplete."""
-    length = head.headers.get("content-length")
-    if (coding := head.headers.get("transfer-encoding")) is not None:
-        if coding.lower() != "chunked" or length is not None:
-            raise _Malformed(400, "transfer-encoding must be chunked, without a content-length")
-        return _parse_chunks(buffer, head.size)
-    if length is None:
-        return b"", head.size
-    if not (length.isascii() and length.isdigit()):
-        raise _Malformed(400, "content-length is not a number")
-    if int(length) > MAX_BODY:
-        raise _Malformed(413, f"the body is longer than {MAX_BODY} bytes")
-    end = head.size + int(length)
-    return (bytes(buffer[head.size : end]), end) if len(buffer) >= end else None
-
-
-def _parse_chunks(buffer: bytearray, start: int) -> tuple[bytes, int] | None:
-    """A chunked body from ``start`` on, trailers skipped."""
-    body = bytearray()
-    while (line_end := buffer.find(b"\r\n", start)) >= 0:
-        digits = bytes(buffer[start:line_end]).partition(b";")[0].strip()
-        if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", digits):
-            raise _Malformed(400, "a chunk size is not a hexadecimal number")
-        size, data = int(digits, 16), line_end + 2
-        if len(body) + size > MAX_BODY:
-            raise _Malformed(413, f"the body is longer than {MAX_BODY} bytes")
-        if size == 0:
-            if buffer[data : data + 2] == b"\r\n":
-                return bytes(body), data + 2
-            end = buffer.find(b"\r\n\r\n", data)
-            return (bytes(body), end + 4) if end >= 0 else None
-        if len(buffer) < data + size + 2:
-            return None
-        if buffer[data + size : data + size + 2] != b"\r\n":
-            raise _Malformed(400, "a chunk is longer than its size")
-        body += buffer[data : data + size]
-        start = data + size + 2
-    if len(buffer) - start > MAX_HEAD:
-        raise _Malformed(400, "a chunk size is too long")
-    return None
-
-
 class _Connection(asyncio.Protocol):
     """One client connection: requests are taken one at a time, so pipelined ones are answered in order."""
 
@@ -147,7 +58,7 @@ class _Connection(asyncio.Protocol):
         self.lost = False
         self._buffer = bytearray()
         self._known = b""
-        self._known_head: _Head | None = None
+        self._known_head: Head | None = None
         self._busy = self._looping = self._continued = False
         self._keep_alive = True
 
@@ -175,29 +86,29 @@ class _Connection(asyncio.Protocol):
                 head = self._head()
                 if head is None:
                     return
-                body = _parse_body(self._buffer, head)
+                body = parse_body(self._buffer, head)
                 if body is None:
                     self._ask_for_body(head)
                     return
                 del self._buffer[: body[1]]
                 self._busy, self._continued, self._keep_alive = True, False, head.keep_alive
                 self.server._take(head, body[0], self)
-        except _Malformed as malformed:
+        except Malformed as malformed:
             self._keep_alive = False
             self.send(malformed.status, _error(str(malformed)))
         finally:
             self._looping = False
 
-    def _head(self) -> _Head | None:
+    def _head(self) -> Head | None:
         """The next request's head; a client repeats itself, so the same bytes are parsed once."""
         if self._known and self._buffer.startswith(self._known):
             return self._known_head
-        head = _parse_head(self._buffer)
+        head = parse_head(self._buffer)
         if head is not None:
             self._known, self._known_head = bytes(self._buffer[: head.size]), head
         return head
 
-    def _ask_for_body(self, head: _Head) -> None:
+    def _ask_for_body(self, head: Head) -> None:
         if head.headers.get("expect", "").lower() == "100-continue" and not self._continued:
             self._continued = True
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -417,7 +328,7 @@ class ScriptedServer:
 
     # --------------------------------------------------------------------------------------- dispatching
 
-    def _take(self, head: _Head, body: bytes, connection: _Connection) -> None:
+    def _take(self, head: Head, body: bytes, connection: _Connection) -> None:
         """Answer one HTTP request, now or after its latency."""
         if _ENTRY_POINTS.get(head.path) != head.method:
             status = 405 if head.path in _ENTRY_POINTS else 404
@@ -434,7 +345,7 @@ class ScriptedServer:
             shown = self.requests if head.path == "/_log" else self.counts
             connection.send(200, json.dumps(shown).encode())
 
-    def _chat(self, head: _Head, raw: bytes, connection: _Connection) -> None:
+    def _chat(self, head: Head, raw: bytes, connection: _Connection) -> None:
         counts = self._counts
         entry: dict[str, Any] = {"time": self._loop.time(), "path": head.path, "status": None}
         entry["prompt_tokens"] = entry["completion_tokens"] = 0
@@ -463,7 +374,7 @@ class ScriptedServer:
         else:
             self._finish(call, connection)
 
-    def _refusal(self, head: _Head, body: Any, now: float) -> tuple[int, bytes] | tuple[int, bytes, str] | None:
+    def _refusal(self, head: Head, body: Any, now: float) -> tuple[int, bytes] | tuple[int, bytes, str] | None:
         """The (status, body, headers) of a call that is not let in."""
         if self.api_key is not None and head.headers.get("authorization") != f"Bearer {self.api_key}":
             return 401, _error("Incorrect API key provided.", code="invalid_api_key")
