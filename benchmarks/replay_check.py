@@ -91,10 +91,13 @@ def plain(path: Path, policy: str, repeats: int, seed: int) -> dict[str, float]:
 def main() -> None:
     """Print both sides and the largest difference."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("record", type=Path)
+    parser.add_argument("record", type=Path, nargs="?")
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.record is None:
+        print("left out: it needs the recorded draws, named on the command line")
+        return
     command = [sys.executable, "-m", "consilience", "replay", str(options.record), "--json"]
     command += ["--repeats", str(options.repeats), "--seed", str(options.seed)]
     command += [part for policy in POLICIES for part in ("--policy", policy)]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import consilience
-from consilience import record
+from consilience import policy, record
 from consilience.config import read as read_config
 from consilience.draws import Draw, Problem
 from consilience.errors import InputError
+from consilience.replay import judge
 from consilience.run import Settings
 from consilience.text.prompts import messages
 from consilience.text.sources import open_source
@@ -158,3 +159,24 @@ def test_model_specifications(spec: str, name: str, monkeypatch: pytest.MonkeyPa
 def test_model_specifications_that_are_none(spec: str) -> None:
     with pytest.raises(InputError, match=r"model|URL"):
         open_source(spec, read_config())
+
+
+@pytest.mark.parametrize(
+    "vote", ["logprob-weighted", "soft-sc:aggregate=min", "rpc", "selective-ensembles", "best-of-n:field=logprob"]
+)
+def test_votes_by_the_models_own_probabilities_run_live_as_they_replay(vote: str, settings: dict) -> None:
+    spec = f"sc:n=8+{vote}"
+    run = consilience.solve([QUESTION], **(settings | {"policy": spec, "temperature": 1.0}))
+    verdict, _ = judge(run.problems[0], policy.parse(spec), "auto")
+    live = run.problems[0].verdict
+    assert (verdict.answer, verdict.confidence) == (live.answer, live.confidence)
+    assert run.policy == policy.parse(spec).name
+    assert not any("do not have" in note for note in run.notes)
+
+
+def test_a_vote_whose_field_the_draws_do_not_have_is_said(settings: dict) -> None:
+    run = consilience.solve([QUESTION, QUESTION + " Really?"], **(settings | {"policy": "sc:n=3+best-of-n"}))
+    assert [problem.verdict.abstained for problem in run] == [True, True]
+    assert sum("reads 'reward'" in note for note in run.notes) == 1
+    with pytest.raises(InputError, match="must be a number"):
+        consilience.solve([QUESTION], **(settings | {"policy": "sc:n=3+best-of-n:field=text"}))

@@ -97,7 +97,7 @@ class Verdict(BaseModel):
     ``votes`` maps each answer to the votes counted for it (draws up to the stopping index), ``draws`` is that
     index, ``failed`` how many of those calls failed. ``usage`` counts all draws made for the problem in this run,
     also those past the stopping index. ``decided`` says that the rule stopped before its ``max``; ``abstained``
-    that no draw had an answer.
+    that there is none: no draw had an answer, or the vote is one that may abstain and did.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 from consilience.draws import Draw, Problem, Usage, Verdict
@@ -20,7 +21,7 @@ from consilience.rules import Rule
 from consilience.text.prompts import messages
 from consilience.text.session import Session
 from consilience.text.sources.base import Request
-from consilience.views import Prefix, kind_of, right_answer
+from consilience.views import Prefix, kind_of, number_of, right_answer
 
 PREFETCH = 0.1
 """Draws that may run ahead of the rule, as a share of the draws it has judged: the bound on what can be wasted."""
@@ -120,6 +121,7 @@ class Driver:
         self.duplicates = Duplicates()
         self.budget_spent: str | None = None
         self._warned = False
+        self._unseen = set(rule.needs)
         self._first_want: int | None = None
         self._open: dict[int, _Open] = {}
         self._all_open = False
@@ -286,6 +288,10 @@ class Driver:
             self.progress.saved += self.rule.max - verdict.draws
         self.on_progress(self.progress)
         self.duplicates.note(draws)
+        for name in sorted(self._unseen):
+            self._unseen.discard(name)
+            if all(isnan(number_of(draw, name)) for draw in draws):
+                self.warn(f"{self.rule.name} reads {name!r}, which the draws do not have: such draws do not vote")
         if not self._warned and self.asking.params.get("temperature", 1) > 0 and (text := self.duplicates.warning()):
             self._warned = True
             self.warn(text)

@@ -51,8 +51,13 @@ class View:
 class StopRule(Protocol):
     """Says how many further draws are certainly needed."""
 
-    max: int
-    needs: tuple[str, ...]
+    @property
+    def max(self) -> int:
+        """The most draws the rule may ask for per problem."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The numeric draw fields that the rule reads."""
 
     def want(self, view: View) -> Int:
         """int32 [problems, arms]; all zero = stopped. More draws never un-stop a stopped problem."""
@@ -62,7 +67,9 @@ class StopRule(Protocol):
 class VoteRule(Protocol):
     """Says which answer wins."""
 
-    needs: tuple[str, ...]
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The numeric draw fields that the vote reads."""
 
     def decide(self, view: View) -> tuple[Int, Float]:
         """The winning class, int32 [problems], -1 = no answer, and its confidence, float64 [problems]."""

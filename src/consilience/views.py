@@ -13,6 +13,7 @@ from consilience.errors import InputError
 from consilience.rules import Rule, View
 from consilience.text import answers
 from consilience.text.answers import AnswerClasses
+from consilience.text.voting.token_statistics import FIELDS, token_statistics
 
 
 def answer_of(draw: Draw, kind: str, pattern: re.Pattern[str] | None = None) -> str | None:
@@ -52,9 +53,35 @@ def _field(draws: Sequence[Sequence[Draw]], name: str, width: int) -> NDArray[np
     table = np.full((len(draws), width), np.nan)
     for row, given in zip(table, draws, strict=True):
         for index, draw in enumerate(given):
-            value = getattr(draw, name, None)
-            row[index] = np.nan if value is None else value
+            row[index] = number_of(draw, name)
     return table
+
+
+def number_of(draw: Draw, name: str) -> float:
+    """A numeric field of a draw, nan where it has none; token statistics are made from its ``token_logprobs``.
+
+    Raises InputError where the field is there but is no number.
+    """
+    value = getattr(draw, name, None)
+    if value is None and name in FIELDS:
+        value = _likelihood(draw, name)
+    if value is None:
+        return float("nan")
+    if not isinstance(value, (int, float)):
+        raise InputError(f"the draws' field {name!r} must be a number, got {str(value)[:40]!r}")
+    return float(value)
+
+
+def _likelihood(draw: Draw, name: str) -> float | None:
+    logprobs = (draw.model_extra or {}).get("token_logprobs")
+    if logprobs:
+        try:
+            return token_statistics(logprobs)[name]
+        except (ValueError, TypeError) as error:
+            raise InputError(f"the draws' field 'token_logprobs': {error}") from error
+    if name == "mean_logprob" and draw.logprob is not None and draw.completion_tokens:
+        return draw.logprob / draw.completion_tokens
+    return None
 
 
 def right_answer(answer: str | None, first: Draw | None, problem: Problem, kind: str) -> bool | None:
