@@ -234,6 +234,12 @@ def test_duplicates_are_counted_and_warned_of_once() -> None:
     assert varied.warning() is None
     varied.note([Draw(text="c", completion_id="3"), Draw(text="d", completion_id="new")])
     assert "'3' twice" in str(varied.warning())
+    cached = Duplicates()
+    siblings = [Draw(text="a", completion_id="x", prompt_tokens=9), Draw(text="b", completion_id="x", prompt_tokens=0)]
+    cached.note(siblings)
+    assert cached.warning() is None
+    cached.note([Draw(text=t, completion_id="y", prompt_tokens=9) for t in "ab"])  # two calls, one id
+    assert "'y' twice" in str(cached.warning())
 
 
 def test_a_ledger_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:

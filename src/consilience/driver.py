@@ -73,10 +73,14 @@ class Duplicates:
         self.repeated += len(texts) - len(set(texts))
         if len(texts) > 1 and len(self.first_questions) < 10:
             self.first_questions.append(len(set(texts)) == 1)
-        calls = {str(i) for draw in draws if (i := (draw.model_extra or {}).get("completion_id"))}
-        if self.repeated_id is None:
-            self.repeated_id = next(iter(calls & self.ids), None)
-        self.ids |= calls
+        here: set[str] = set()
+        for draw in draws:
+            name = (draw.model_extra or {}).get("completion_id")
+            if name in self.ids or (name in here and draw.prompt_tokens):  # siblings of one call share its id
+                self.repeated_id = self.repeated_id or str(name)
+            if name:
+                here.add(str(name))
+        self.ids |= here
 
     @property
     def share(self) -> float | None:
