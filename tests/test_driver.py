@@ -222,23 +222,25 @@ async def test_drawing_nothing_under_a_spent_budget_is_said(tmp_path: Path) -> N
 
 def test_duplicates_are_counted_and_warned_of_once() -> None:
     watch = Duplicates()
-    for _ in range(9):
-        watch.note([Draw(text="same"), Draw(text="same"), Draw(text="", error="x")])
+    for number in range(9):
+        watch.note([Draw(text="same"), Draw(text="same"), Draw(text="", error="x")], f"{number}")
     assert watch.warning() is None
-    watch.note([Draw(text="same"), Draw(text="same")])
+    watch.note([Draw(text="same"), Draw(text="same")], "9")
     assert "identical" in str(watch.warning())
     assert watch.share == 0.5
     varied = Duplicates()
     for number in range(12):
-        varied.note([Draw(text="a", completion_id=f"{number}"), Draw(text="b", completion_id=f"{number}")])
+        varied.note([Draw(text=t, completion_id=f"{number}") for t in "ab"], f"{number}")
     assert varied.warning() is None
-    varied.note([Draw(text="c", completion_id="3"), Draw(text="d", completion_id="new")])
+    varied.note([Draw(text=t, completion_id="3") for t in "ab"], "3")  # the same question again: the same draws
+    assert varied.warning() is None
+    varied.note([Draw(text="c", completion_id="3"), Draw(text="d", completion_id="new")], "other")
     assert "'3' twice" in str(varied.warning())
     cached = Duplicates()
     siblings = [Draw(text="a", completion_id="x", prompt_tokens=9), Draw(text="b", completion_id="x", prompt_tokens=0)]
-    cached.note(siblings)
+    cached.note(siblings, "x")
     assert cached.warning() is None
-    cached.note([Draw(text=t, completion_id="y", prompt_tokens=9) for t in "ab"])  # two calls, one id
+    cached.note([Draw(text=t, completion_id="y", prompt_tokens=9) for t in "ab"], "y")  # two calls, one id
     assert "'y' twice" in str(cached.warning())
 
 
@@ -251,3 +253,21 @@ def test_a_ledger_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
         connection.execute("CREATE TRIGGER full BEFORE INSERT ON draws BEGIN SELECT RAISE(FAIL, 'disk full'); END")
     with pytest.raises(ConsilienceError, match="disk full"):
         live(ShuffledSource(noisy(5)), "sc:n=3", tmp_path / "l.db")
+
+
+class Gappy(ShuffledSource):
+    """Delivers every draw of a wave but the first, which the budget refuses."""
+
+    async def draw(self, request, indices, meter, deliver) -> None:
+        await super().draw(request, list(indices)[1:], meter, deliver)
+        raise BudgetSpent("tokens", "no room for a retry")
+
+
+def test_draws_behind_one_that_the_budget_refused_still_vote(tmp_path: Path) -> None:
+    finished, _ = live(Gappy(noisy(1)), "sc:n=8", tmp_path / "l.db")
+    verdict = finished[0].problem.verdict
+    assert sum(verdict.votes.values()) == 7
+    assert (verdict.draws, verdict.failed, verdict.abstained) == (8, 1, False)
+    assert verdict.stopped_because == "budget: tokens"
+    again, _ = live(ShuffledSource(noisy(1)), "sc:n=8", tmp_path / "l.db")
+    assert again[0].problem.verdict.failed == 0

@@ -219,3 +219,43 @@ def test_live_draws_at_concurrency_8_stay_within_the_bound(tmp_path: Path) -> No
         run = consilience.solve(questions(110), model=model(server), policy="asc", concurrency=8, ledger=ledger)
         judged = sum(problem.verdict.draws for problem in run)
         assert judged <= server.counts["draws"] <= 1.15 * judged
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_kept_as_a_replacement(ledger_url: str) -> None:
+    with ScriptedServer(answers=lambda question, lots: "Fine \ud83d. The answer is 7.", supports_n=False) as server:
+        run = consilience.solve(questions(4), model=model(server), policy="sc:n=5", ledger=ledger_url)
+        assert run.totals["draws_bought"] == 20
+        assert {problem.verdict.answer for problem in run} == {"7"}
+        assert "\ufffd" in run.problems[0].draws[0].text
+        again = consilience.solve(questions(4), model=model(server), policy="sc:n=5", ledger=ledger_url)
+        assert again.totals["draws_bought"] == 0
+
+
+def test_a_question_with_a_nul_is_kept_on_both_databases(ledger_url: str) -> None:
+    asked = [{"question": "What is \0 in ASCII?", "kind": "text"}]
+    with ScriptedServer(answers=ANSWERS) as server:
+        run = consilience.solve(asked, model=model(server), policy="sc:n=3", ledger=ledger_url)
+        assert run.totals["draws_bought"] == 3
+
+
+def test_a_time_cap_ends_a_pause_that_the_endpoint_asked_for(tmp_path: Path) -> None:
+    with ScriptedServer(answers=ANSWERS, calls_per_second=1, retry_after=600, supports_n=False) as server:
+        common = {"model": model(server), "policy": "sc:n=4", "ledger": str(tmp_path / "l.db")}
+        run = consilience.solve(questions(8), **common, budget="seconds=2")
+        assert run.totals["budget_spent"] == "seconds"
+        assert run.totals["seconds"] < 100  # not the ten minutes of Retry-After
+
+
+def test_retry_after_zero_does_not_hammer_the_endpoint(tmp_path: Path) -> None:
+    with ScriptedServer(answers=ANSWERS, calls_per_second=20, retry_after=0, supports_n=False) as server:
+        consilience.solve(questions(5), model=model(server), policy="sc:n=8", ledger=str(tmp_path / "l.db"))
+        assert server.counts["completed"] == 40
+        assert server.counts["calls"] < 2000
+
+
+def test_questions_that_share_their_draws_raise_no_alarm(tmp_path: Path) -> None:
+    same = [{"question": "The same?", "id": f"{n}"} for n in range(3)]
+    with ScriptedServer(answers=ANSWERS, supports_n=False) as server:
+        run = consilience.solve(same, model=model(server), policy="sc:n=3", ledger=str(tmp_path / "l.db"))
+        assert server.counts["calls"] == 3
+    assert not any("twice" in note for note in run.notes)

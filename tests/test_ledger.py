@@ -218,3 +218,37 @@ def test_two_processes_share_one_ledger(ledger_url: str) -> None:
         asyncio.run(work())
         assert one.stored([request().hash]) == two.stored([request().hash])
         assert len(one.stored([request().hash])[request().hash]) == 300
+
+
+def test_a_dropped_connection_loses_nothing(postgres_url: str) -> None:
+    import psycopg
+
+    with Ledger(postgres_url) as ledger:
+
+        async def work() -> None:
+            for index in range(60):
+                await ledger.put(request(), index, Draw(text=str(index)))
+                if index % 20 == 10:
+                    with psycopg.connect(postgres_url, autocommit=True) as other:
+                        mine = "state IS NOT NULL AND pid <> pg_backend_pid() AND query LIKE '%INTO draws%'"
+                        other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+
+        asyncio.run(work())
+        assert len(ledger.stored([request().hash])[request().hash]) == 60
+
+
+def test_two_writers_with_the_same_keys_in_other_orders(postgres_url: str) -> None:
+    asked = [request(f"question {number}") for number in range(20)]
+    with Ledger(postgres_url) as one, Ledger(postgres_url) as two:
+
+        async def work() -> None:
+            puts = []
+            for index in range(10):
+                for first, second in zip(asked, reversed(asked), strict=True):
+                    puts += [one.put(first, index, Draw(text="1")), two.put(second, index, Draw(text="2"))]
+                await asyncio.sleep(0)
+            await asyncio.gather(*set(puts))
+
+        asyncio.run(work())
+        held = one.stored(each.hash for each in asked)
+        assert all(len(draws) == 10 for draws in held.values())

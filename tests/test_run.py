@@ -180,3 +180,10 @@ def test_a_vote_whose_field_the_draws_do_not_have_is_said(settings: dict) -> Non
     assert sum("reads 'reward'" in note for note in run.notes) == 1
     with pytest.raises(InputError, match="must be a number"):
         consilience.solve([QUESTION], **(settings | {"policy": "sc:n=3+best-of-n:field=text"}))
+
+
+def test_a_time_cap_stops_the_house_model(settings: dict) -> None:
+    questions = [QUESTION.replace("Ann", name) + f" ({n})" for n in range(60) for name in ("Ann", "Eve", "Tom", "Ida")]
+    run = consilience.solve(questions, **(settings | {"policy": "sc:n=40", "budget": "seconds=1"}))
+    assert run.totals["budget_spent"] == "seconds"
+    assert 0 < run.totals["draws_bought"] < 240 * 40

@@ -10,13 +10,12 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
 from consilience.draws import Draw, Problem, Usage, Verdict
-from consilience.errors import BudgetSpent, ConsilienceError, SourceExhausted
+from consilience.errors import BudgetSpent, ConsilienceError, EndpointError, SourceExhausted
 from consilience.rules import Rule
 from consilience.text.prompts import messages
 from consilience.text.session import Session
@@ -25,6 +24,9 @@ from consilience.views import Prefix, kind_of, number_of, right_answer
 
 PREFETCH = 0.1
 """Draws that may run ahead of the rule, as a share of the draws it has judged: the bound on what can be wasted."""
+
+NOT_DRAWN = "not drawn: the budget was spent"
+"""The error of a draw that the budget refused although later ones of its wave arrived."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ class Duplicates:
     repeated: int = 0
     first_questions: list[bool] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
+    requests: set[str] = field(default_factory=set)
     repeated_id: str | None = None
 
-    def note(self, draws: Sequence[Draw]) -> None:
-        """Take in all draws of one finished question."""
+    def note(self, draws: Sequence[Draw], request: str) -> None:
+        """Take in all draws of one finished question; questions with the same ``request`` (its hash) share them."""
+        if request in self.requests:
+            return
+        self.requests.add(request)
         texts = [draw.text for draw in draws if not draw.failed]
         self.draws += len(texts)
         self.repeated += len(texts) - len(set(texts))
@@ -126,6 +132,7 @@ class Driver:
         self.budget_spent: str | None = None
         self._warned = False
         self._unseen = set(rule.needs)
+        self._failure: ConsilienceError | None = None
         self._first_want: int | None = None
         self._open: dict[int, _Open] = {}
         self._all_open = False
@@ -197,7 +204,7 @@ class Driver:
             verdict.cost = verdict.usage.cost
             problem.verdict = verdict
             right = await self._right(verdict.answer, first, opened)
-            self._finish(verdict, problem.draws)
+            self._finish(verdict, problem.draws, opened.request.hash)
         finally:
             del self._open[number]
             shared = self.session.release(opened.request)
@@ -224,6 +231,7 @@ class Driver:
                 draws = await self.session.draw(opened.request, range(opened.judged, opened.judged + want))
             except (BudgetSpent, SourceExhausted) as stop:
                 reason = self._why_ended(stop)
+                await opened.prefix.take(self._behind_gaps(opened, want), self.asking.pattern)
                 break
             self._ahead -= sum(1 for index in range(len(draws)) if opened.judged + index in opened.ahead)
             await opened.prefix.take(draws, self.asking.pattern)
@@ -242,6 +250,12 @@ class Driver:
             return self._first_want
         return opened.prefix.want(self.rule) if opened.judged < self.rule.max else 0
 
+    def _behind_gaps(self, opened: _Open, want: int) -> list[Draw]:
+        """What arrived of the last wave behind a draw that the budget refused; the refused ones never vote."""
+        end = min(opened.judged + want, self.session.last(opened.request) + 1)
+        found = [self.session.at(opened.request, index) for index in range(opened.judged, end)]
+        return [Draw(text="", error=NOT_DRAWN) if draw is None else draw for draw in found]
+
     def _why_ended(self, stop: BudgetSpent | SourceExhausted) -> str:
         if isinstance(stop, SourceExhausted):
             return "source exhausted"
@@ -252,13 +266,12 @@ class Driver:
 
     async def _all_draws(self, opened: _Open) -> list[Draw]:
         """The judged draws and, behind them, those that were prefetched and are here without a gap."""
-        draws = list(opened.prefix.draws)
         pending = [task for index, task in opened.ahead.items() if index >= opened.judged]
         if pending:
             await asyncio.wait(pending)
-            with suppress(BudgetSpent, SourceExhausted):
-                draws += await self.session.draw(opened.request, range(opened.judged, max(opened.ahead) + 1))
-        return draws
+        if self._failure is not None:
+            raise self._failure
+        return [*opened.prefix.draws, *(self.session.held(opened.request, opened.judged) if opened.ahead else ())]
 
     def _prefetch(self) -> None:
         """Fill idle connections with draws that the rule may need, round robin, within the allowance.
@@ -282,16 +295,20 @@ class Driver:
                 task.add_done_callback(self._prefetching.discard)
 
     async def _draw_ahead(self, opened: _Open, index: int) -> None:
-        with suppress(ConsilienceError):  # what stops the run is raised where the rule needs a draw
+        try:
             await self.session.draw(opened.request, [index])
+        except (BudgetSpent, SourceExhausted, EndpointError):
+            return  # it is raised where the rule needs a draw
+        except ConsilienceError as error:  # a draw that cannot be kept
+            self._failure = self._failure or error
 
-    def _finish(self, verdict: Verdict, draws: Sequence[Draw]) -> None:
+    def _finish(self, verdict: Verdict, draws: Sequence[Draw], request: str) -> None:
         self.progress.finished += 1
         self.progress.answered += not verdict.abstained
         if verdict.decided:
             self.progress.saved += self.rule.max - verdict.draws
         self.on_progress(self.progress)
-        self.duplicates.note(draws)
+        self.duplicates.note(draws, request)
         for name in sorted(self._unseen):
             self._unseen.discard(name)
             if all(isnan(number_of(draw, name)) for draw in draws):

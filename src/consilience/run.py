@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from consilience import config as configuration
 from consilience import policy, record
 from consilience.config import Config
 from consilience.draws import Budget, Problem
-from consilience.driver import Asking, Driver, Finished, Progress
+from consilience.driver import NOT_DRAWN, Asking, Driver, Finished, Progress
 from consilience.errors import InputError
 from consilience.ledger import Ledger
 from consilience.text.answers import compile_pattern
@@ -149,20 +150,31 @@ def solve(problems: Problems, **settings: Any) -> Run:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(asolve(problems, **settings))
-    result: list[Run | BaseException] = []
+    return _solve_in_thread(problems, settings)
+
+
+def _solve_in_thread(problems: Problems, settings: dict[str, Any]) -> Run:
+    """`asolve` in a loop of its own beside the running one; an interrupt cancels it before it is raised."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(asolve(problems, **settings))
 
     def work() -> None:
-        try:
-            result.append(asyncio.run(asolve(problems, **settings)))
-        except BaseException as error:
-            result.append(error)
+        with suppress(BaseException):  # the task holds what it raised
+            loop.run_until_complete(task)
+        loop.run_until_complete(loop.shutdown_default_executor())
 
     thread = threading.Thread(target=work, name="consilience-solve", daemon=True)
     thread.start()
-    thread.join()
-    if isinstance(result[0], BaseException):
-        raise result[0]
-    return result[0]
+    try:
+        thread.join()
+    except BaseException:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    finally:
+        if not thread.is_alive():
+            loop.close()
+    return task.result()
 
 
 async def asolve(problems: Problems, **settings: Any) -> Run:
@@ -304,7 +316,7 @@ class _Tally:
         self.count["known"] += one.right is not None
         self.count["right"] += bool(one.right)
         self.sums["judged"] += verdict.draws
-        self.sums["draws"] += len(one.problem.draws)
+        self.sums["draws"] += sum(draw.error != NOT_DRAWN for draw in one.problem.draws)
         self.sums["failed"] += sum(draw.failed for draw in one.problem.draws)
         for name in self.usage:
             self.usage[name] += getattr(verdict.usage, name)

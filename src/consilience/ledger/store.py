@@ -21,11 +21,15 @@ from typing import Any, Protocol
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from consilience import record
 from consilience.draws import Draw, Problem
 from consilience.errors import ConsilienceError, InputError
 from consilience.ledger import tables
+
+RETRIES = (0.1, 0.5, 2.0)
+"""Seconds before a write is tried again after the database refused it in passing."""
 
 
 def default_url() -> str:
@@ -79,8 +83,8 @@ class Ledger:
                 loop.call_soon(self._send)
         if asked.hash not in self._known:
             self._known.add(asked.hash)
-            batch.requests.append({"hash": asked.hash, "identity": asked.canonical(), "question": asked.question})
-        batch.draws.append((asked.hash, index, draw))
+            batch.requests.append(_request(asked.hash, asked.canonical(), asked.question))
+        batch.draws.append(_row(asked.hash, index, draw))
         return batch.done
 
     def _send(self) -> None:
@@ -103,12 +107,15 @@ class Ledger:
         found: dict[str, dict[int, Draw]] = {key: {} for key in hashes}
         keys = list(found)
         columns = (tables.draws.c.request_hash, tables.draws.c.draw_index, tables.draws.c.payload)
-        with self._engine.connect() as connection:
-            for start in range(0, len(keys), 500):
-                chosen = tables.draws.c.request_hash.in_(keys[start : start + 500])
-                query = select(*columns).where(chosen, tables.draws.c.failed == 0)
-                for key, index, payload in connection.execute(query):
-                    found[key][index] = Draw.model_validate_json(payload)
+        try:
+            with self._engine.connect() as connection:
+                for start in range(0, len(keys), 500):
+                    chosen = tables.draws.c.request_hash.in_(keys[start : start + 500])
+                    query = select(*columns).where(chosen, tables.draws.c.failed == 0)
+                    for key, index, payload in connection.execute(query):
+                        found[key][index] = Draw.model_validate_json(payload)
+        except SQLAlchemyError as error:
+            raise _failure(self.name, "read", error) from error
         return found
 
     def close(self) -> None:
@@ -127,21 +134,26 @@ class Ledger:
         self.close()
 
     def _write_batches(self) -> None:
-        with self._engine.connect() as connection:
-            while (batch := self._queue.get()) is not None:
-                failure = self._write(connection, batch)
-                try:
-                    batch.loop.call_soon_threadsafe(self._written, batch.done, failure)
-                except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
-                    self._writing = False
+        while (batch := self._queue.get()) is not None:
+            failure = self._write(batch)
+            try:
+                batch.loop.call_soon_threadsafe(self._written, batch.done, failure)
+            except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
+                self._writing = False
 
-    def _write(self, connection: Connection, batch: _Batch) -> Exception | None:
-        try:
-            with connection.begin():
-                self._statements.upsert(connection, batch.requests, [_row(*draw) for draw in batch.draws])
-        except Exception as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            return ConsilienceError(f"ledger {self.name}: cannot be written ({reason})")
+    def _write(self, batch: _Batch) -> Exception | None:
+        """Write a batch; a lost connection or a deadlock with another process is tried again."""
+        rows = sorted(batch.draws, key=lambda row: (row["request_hash"], row["draw_index"]))
+        for pause in (*RETRIES, None):
+            try:
+                with self._engine.begin() as connection:
+                    self._statements.upsert(connection, batch.requests, rows)
+                return None
+            except Exception as error:
+                if pause is None or not isinstance(error, OperationalError):
+                    self._known.difference_update(request["hash"] for request in batch.requests)
+                    return _failure(self.name, "written", error)
+                time.sleep(pause)
         return None
 
     # --- what the command line shows, exports and imports ---
@@ -215,6 +227,15 @@ class Ledger:
         return int(connection.execute(query).scalar_one())
 
 
+def _failure(name: str, what: str, error: Exception) -> ConsilienceError:
+    reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+    return ConsilienceError(f"ledger {name}: cannot be {what} ({reason})")
+
+
+def _request(key: str, identity: str, question: str) -> dict[str, Any]:
+    return {"hash": key, "identity": identity, "question": question.replace("\0", "\ufffd")}  # PostgreSQL takes no NUL
+
+
 def _row(request_hash: str, index: int, draw: Draw) -> dict[str, Any]:
     return {
         "request_hash": request_hash,
@@ -233,7 +254,7 @@ class _Batch:
     def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
         self.loop, self.done = loop, done
         self.requests: list[dict[str, Any]] = []
-        self.draws: list[tuple[str, int, Draw]] = []
+        self.draws: list[dict[str, Any]] = []
 
 
 class _Statements:
@@ -269,4 +290,4 @@ def _rows_of(problem: Problem, place: str) -> tuple[dict[str, Any], list[dict[st
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     key = hashlib.sha256(canonical.encode()).hexdigest()
     rows = [_row(key, index, draw) for index, draw in zip(indices, problem.draws, strict=True)]  # type: ignore[arg-type]
-    return {"hash": key, "identity": canonical, "question": problem.question}, rows
+    return _request(key, canonical, problem.question), rows

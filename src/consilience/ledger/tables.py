@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, create_engine, event
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from consilience.errors import InputError
 
@@ -49,10 +49,13 @@ def open_engine(url: str) -> Engine:
             if address.database in (None, "", ":memory:"):
                 raise InputError("ledger: an in-memory database would keep nothing; give a path")
             Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(address)
+        engine = create_engine(address, pool_pre_ping=address.get_backend_name() != "sqlite")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _sqlite_settings)
-        metadata.create_all(engine)
+        try:
+            metadata.create_all(engine)
+        except DBAPIError:  # another process may have made the tables in the same moment
+            metadata.create_all(engine)
         return engine
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(

@@ -165,6 +165,11 @@ class CallMeter:
             draws //= 2
         return draws
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the time cap of the run, infinite without one."""
+        return self.account.seconds_left
+
     def attempt(self, draws: int) -> _Attempt:
         """Reserve the worst case of one call for ``draws`` draws while the block runs."""
         return _Attempt(self, draws)

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from consilience.draws import Draw
 from consilience.errors import BudgetSpent, SourceExhausted
@@ -67,6 +68,18 @@ class Session:
     def has(self, request: Request, index: int) -> bool:
         """Whether the draw at ``index`` of an open request is at hand."""
         return index in self._held[request.hash].draws
+
+    def held(self, request: Request, start: int) -> list[Draw]:
+        """The draws of an open request at hand from index ``start`` on, up to the first that is missing."""
+        return _leading(self._held[request.hash].draws, count(start))
+
+    def last(self, request: Request) -> int:
+        """The highest index of an open request at hand, -1 without any."""
+        return max(self._held[request.hash].draws, default=-1)
+
+    def at(self, request: Request, index: int) -> Draw | None:
+        """The draw at ``index`` of an open request, None where it is not at hand."""
+        return self._held[request.hash].draws.get(index)
 
     async def draw(self, request: Request, indices: Sequence[int]) -> list[Draw]:
         """The draws at ``indices``, in order: those in the ledger are free, the others are bought.
@@ -140,7 +153,7 @@ class Session:
                 arrival.set_result(None)
 
 
-def _leading(draws: dict[int, Draw], indices: Sequence[int]) -> list[Draw]:
+def _leading(draws: dict[int, Draw], indices: Iterable[int]) -> list[Draw]:
     """The draws at ``indices`` up to the first that is missing."""
     found: list[Draw] = []
     for index in indices:

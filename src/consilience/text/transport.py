@@ -83,6 +83,10 @@ class _Throttled(_Again):
     """A 429: the attempt does not count."""
 
 
+class _Paused(_Throttled):
+    """A pause of the endpoint began before the attempt was sent: it waits for its slot again, no more."""
+
+
 class _Unreachable(_Again):
     """No connection came about: nothing was sent."""
 
@@ -303,7 +307,7 @@ class Transport:
         """
         tries = tries or self.retry.tries
         failures = refusals = 0
-        refused_since, deadline = math.inf, math.inf
+        refused_since, deadline = math.inf, asyncio.get_running_loop().time() + meter.seconds_left
         while True:
             try:
                 return await self._attempt(payload, draws, meter, read, deadline)
@@ -320,7 +324,7 @@ class Transport:
                 failures += 1
                 if failures >= tries:
                     self._give_up(failed, tries)
-            if failed.wait is None:
+            if not failed.wait and not isinstance(failed, _Paused):
                 delay = self.retry.delay(refusals if throttled else failures, self._rng)
                 await self.crew.rest(max(0.0, min(delay, deadline - now)))
 
@@ -347,7 +351,7 @@ class Transport:
             async with meter.attempt(draws) as attempt:
                 if self.limiter.paused:  # the reservation had to wait, and a pause began meanwhile
                     attempt.release()
-                    raise _Throttled("HTTP 429", "", deadline, wait=0.0)
+                    raise _Paused("HTTP 429", "", deadline)
                 return await self._send(payload, attempt, read)
         finally:
             self.limiter.release()

@@ -96,6 +96,10 @@ class Attempt(Protocol):
 class Meter(Protocol):
     """What a source must pass each attempt through; raises `BudgetSpent` before an attempt that could overrun."""
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the time cap of the run, infinite without one."""
+
     def attempt(self, draws: int) -> AbstractAsyncContextManager[Attempt]:
         """Reserve the worst case of one call for ``draws`` draws of the request, for as long as it runs."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from consilience.draws import Draw, Usage
-from consilience.errors import InputError
+from consilience.errors import BudgetSpent, InputError
 from consilience.text.sources.base import Deliver, Message, Meter, Request
 
 ROWS = 64
@@ -59,7 +60,11 @@ class HFSource:
             batch, waiting = waiting[: self._rows], waiting[self._rows :]
             async with meter.attempt(len(batch)) as attempt:
                 try:
-                    prompt, replies = await asyncio.to_thread(self._generate, request, batch)
+                    end = time.monotonic() + attempt.seconds_left
+                    prompt, replies = await asyncio.to_thread(self._generate, request, batch, end)
+                except BudgetSpent:
+                    attempt.release()
+                    raise
                 except self._torch.OutOfMemoryError:
                     attempt.release()
                     if len(batch) == 1:
@@ -100,12 +105,14 @@ class HFSource:
             token_logprobs=[round(value, 6) for value in reply.logprobs],  # type: ignore[call-arg]
         )
 
-    def _generate(self, request: Request, batch: Sequence[int]) -> tuple[int, list[_Reply]]:
+    def _generate(self, request: Request, batch: Sequence[int], end: float) -> tuple[int, list[_Reply]]:
         params = request.params
         seeds = [request.call_seed(index) for index in batch]
         ids = self.prompt_ids(request.messages)
         temperature, top_p = float(params["temperature"]), float(params.get("top_p", 1.0))
         with self._turn:
+            if time.monotonic() > end:
+                raise BudgetSpent("seconds", "the time cap came before the model got to it")
             return len(ids), self.generate(ids, seeds, temperature, top_p, request.max_tokens)
 
     def generate(

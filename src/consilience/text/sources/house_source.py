@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from consilience.draws import Draw, Usage
+from consilience.errors import BudgetSpent
 from consilience.text.sources.base import Deliver, Meter, Request
 from consilience.text.sources.house import Generation, HouseModel
 from consilience.text.sources.house.llama import WEIGHTS
@@ -25,6 +27,7 @@ class _Job:
     prompt: str
     seed: int
     sampling: tuple[float, float, int]
+    deadline: float  # time.monotonic() at which the time cap of the run ends
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Generation]
 
@@ -61,21 +64,29 @@ class HouseSource:
         params = request.params
         sampling = (float(params["temperature"]), float(params.get("top_p", 1.0)), request.max_tokens)
         async with meter.attempt(len(indices)) as attempt:
-            jobs = [_Job(prompt, request.call_seed(index), sampling, loop, loop.create_future()) for index in indices]
+            end = time.monotonic() + attempt.seconds_left
+            jobs = [
+                _Job(prompt, request.call_seed(index), sampling, end, loop, loop.create_future()) for index in indices
+            ]
             with self._ready:
                 self._jobs.extend(jobs)
                 self._ready.notify_all()
             try:
-                generations = await asyncio.gather(*(job.done for job in jobs))
-            except ValueError as error:  # the question is too long or empty: every draw of it fails the same way
-                attempt.release()
-                for index in indices:
-                    deliver(index, Draw(text="", error=f"house model: {error}"))
-                return
-            used = sum(g.completion_tokens for g in generations)
-            attempt.settle(Usage(prompt_tokens=generations[0].prompt_tokens, completion_tokens=used, requests=1))
-        for position, (index, made) in enumerate(zip(indices, generations, strict=True)):
-            deliver(index, self._draw(made, first=position == 0))
+                outcomes = await asyncio.gather(*(job.done for job in jobs), return_exceptions=True)
+            finally:
+                for job in jobs:
+                    job.done.cancel()
+            made = {index: done for index, done in zip(indices, outcomes, strict=True) if isinstance(done, Generation)}
+            used = sum(generation.completion_tokens for generation in made.values())
+            prompt_tokens = next(iter(made.values())).prompt_tokens if made else 0
+            attempt.settle(Usage(prompt_tokens=prompt_tokens, completion_tokens=used, requests=1))
+        for position, (index, generation) in enumerate(made.items()):
+            deliver(index, self._draw(generation, first=position == 0))
+        for index, error in zip(indices, outcomes, strict=True):
+            if isinstance(error, ValueError):  # the question is too long or empty
+                deliver(index, Draw(text="", error=f"house model: {error}"))
+            elif isinstance(error, BaseException):
+                raise error
 
     def _draw(self, made: Generation, first: bool) -> Draw:
         return Draw(
@@ -98,6 +109,9 @@ class HouseSource:
 
     def _work(self) -> None:
         while (batch := self._take()) is not None:
+            if time.monotonic() > batch[0].deadline or batch[0].done.done():
+                _answer(batch[0], BudgetSpent("seconds", "the time cap came before the model got to it"))
+                continue
             temperature, top_p, max_tokens = batch[0].sampling
             try:
                 made: Sequence[Generation | Exception] = self._model.generate(
@@ -122,6 +136,8 @@ class HouseSource:
                 self._ready.wait()
             if self._stop.is_set():
                 return None
+            if self._jobs[0].done.done() or time.monotonic() > self._jobs[0].deadline:
+                return [self._jobs.popleft()]
             batch = [self._jobs.popleft()]
             while self._jobs and len(batch) < ROWS and self._jobs[0].sampling == batch[0].sampling:
                 if self._jobs[0].prompt != batch[0].prompt and not self._fits(self._jobs[0].prompt, batch[0].prompt):

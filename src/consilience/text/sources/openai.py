@@ -85,9 +85,22 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
     return shares
 
 
+def _whole_characters(data: Any) -> Any:
+    """JSON data with every half of a surrogate pair, which no file can hold, replaced by U+FFFD."""
+    if isinstance(data, str):
+        return data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(data, list):
+        return [_whole_characters(item) for item in data]
+    if isinstance(data, dict):
+        return {_whole_characters(key): _whole_characters(value) for key, value in data.items()}
+    return data
+
+
 def read_completion(body: bytes) -> tuple[dict[str, Any], Usage | None]:
     """The reply of a chat completion and its usage; raises ValueError where it is not whole."""
     data = json.loads(body)
+    if b"\\ud" in body or b"\\uD" in body:
+        data = _whole_characters(data)
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list) or not choices:
         error = data.get("error") if isinstance(data, dict) else None
