@@ -158,22 +158,23 @@ def _solve_in_thread(problems: Problems, settings: dict[str, Any]) -> Run:
     loop = asyncio.new_event_loop()
     task = loop.create_task(asolve(problems, **settings))
 
+    done = threading.Event()
+
     def work() -> None:
         with suppress(BaseException):  # the task holds what it raised
             loop.run_until_complete(task)
         loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        done.set()
 
-    thread = threading.Thread(target=work, name="consilience-solve", daemon=True)
-    thread.start()
+    threading.Thread(target=work, name="consilience-solve", daemon=True).start()
     try:
-        thread.join()
+        done.wait()
     except BaseException:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        with suppress(RuntimeError):  # it may have ended in the same moment
+            loop.call_soon_threadsafe(task.cancel)
+        done.wait()
         raise
-    finally:
-        if not thread.is_alive():
-            loop.close()
     return task.result()
 
 
