@@ -335,7 +335,7 @@ class _Tally:
             "mean_draws": self.sums["judged"] / problems if problems else None,
             "draws": int(self.sums["draws"]),
             "draws_judged": int(self.sums["judged"]),
-            "draws_saved": int(problems * driver.rule.max - self.sums["judged"]),
+            "draws_saved": driver.progress.saved,
             "draws_bought": session.bought,
             "draws_from_ledger": max(int(self.sums["draws"]) - session.bought, 0),
             "failed": int(self.sums["failed"]),
