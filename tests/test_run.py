@@ -154,10 +154,23 @@ def test_model_specifications(spec: str, name: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "gpt", "hf:", "record:", "openai:", "openai:@http://x", "House", "hf:/nowhere/at/all"]
+    "spec",
+    [
+        "",
+        "gpt",
+        "hf:",
+        "record:",
+        "openai:",
+        "openai:@http://x",
+        "House",
+        "hf:/nowhere/at/all",
+        "openai:x@work",
+        "openai:x@ftp://h",
+    ],
 )
-def test_model_specifications_that_are_none(spec: str) -> None:
-    with pytest.raises(InputError, match=r"model|URL"):
+def test_model_specifications_that_are_none(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(InputError, match=r"model|URL|endpoint"):
         open_source(spec, read_config())
 
 

@@ -133,6 +133,7 @@ class Driver:
         self._warned = False
         self._unseen = set(rule.needs)
         self._failure: ConsilienceError | None = None
+        self._failure_said = False
         self._first_want: int | None = None
         self._open: dict[int, _Open] = {}
         self._all_open = False
@@ -309,6 +310,11 @@ class Driver:
             self.progress.saved += self.rule.max - verdict.draws
         self.on_progress(self.progress)
         self.duplicates.note(draws, request)
+        if not self._failure_said and (
+            reason := next((d.error for d in draws if d.error not in (None, NOT_DRAWN)), None)
+        ):
+            self._failure_said = True
+            self.warn(f"a draw failed: {reason}")
         for name in sorted(self._unseen):
             self._unseen.discard(name)
             if all(isnan(number_of(draw, name)) for draw in draws):

@@ -237,6 +237,7 @@ class ScriptedServer:
         self.requests: list[dict[str, Any]] = []
         self._counts: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
+        self._ids = 0
         self._recent: deque[float] = deque()
         self._connections: set[_Connection] = set()
         self._scripts: dict[str, _Choices | None] = {}
@@ -509,7 +510,8 @@ class ScriptedServer:
     def _id(self, call: _Call) -> str:
         if self.identical:
             return f"chatcmpl-{blake2b(call.question.encode(), digest_size=8).hexdigest()}"
-        return f"chatcmpl-{self._counts['calls']}-{call.number}"
+        self._ids += 1
+        return f"chatcmpl-{self._ids}"
 
     def _hit(self, rate: float, what: str, call: _Call) -> bool:
         return rate > 0 and self._chance(what, call) < rate

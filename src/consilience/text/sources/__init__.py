@@ -48,8 +48,9 @@ def _open_openai(rest: str, config: Config, concurrency: int, seed: int) -> Sour
         model, at, name = rest.rpartition("@")
         if at and name in config.endpoints:
             url, variable = config.endpoints[name].url, config.endpoints[name].api_key_env
-        elif at and config.endpoints:
-            raise InputError(f"model 'openai:{rest}': no endpoint {name!r} (there are: {', '.join(config.endpoints)})")
+        elif at and not os.environ.get("OPENAI_BASE_URL"):  # never send a mistyped name to a third party
+            there = ", ".join(config.endpoints) or "none configured"
+            raise InputError(f"model 'openai:{rest}': no endpoint {name!r} (there are: {there}) and no http URL")
         else:
             model, url = rest, os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
     if not model:

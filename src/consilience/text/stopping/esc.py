@@ -15,7 +15,7 @@ class EarlyStopping:
     """Draw in windows of ``window``; stop as soon as all answers of one window agree, at the latest at ``max``.
 
     The vote then counts everything drawn. A window in which a draw has no answer is not unanimous; the last window
-    may be shorter. Raises ValueError unless 1 <= window <= max. Source: Li et al. 2024, arXiv 2401.10480,
+    may be shorter. Raises ValueError unless 1 <= window <= max <= 10000. Source: Li et al. 2024, arXiv 2401.10480,
     algorithm 1 (window 5, max 40).
     """
 
@@ -24,6 +24,8 @@ class EarlyStopping:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        if self.max > 10_000:
+            raise ValueError(f"max must be at most 10000, got {self.max}")
         if not 1 <= self.window <= self.max:
             raise ValueError(f"window must lie between 1 and max={self.max}, got {self.window}")
 

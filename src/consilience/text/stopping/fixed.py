@@ -12,15 +12,16 @@ from consilience.rules import Int, View
 class SelfConsistency:
     """Draw ``n`` replies whatever they say, then vote over all of them.
 
-    Raises ValueError for n < 1. Source: Wang et al. 2022, arXiv 2203.11171, section 2 (the paper uses n = 40).
+    Raises ValueError unless 1 <= n <= 10000. Source: Wang et al. 2022, arXiv 2203.11171, section 2 (the paper uses
+    n = 40).
     """
 
     n: int = 40
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        if not 1 <= self.n <= 10_000:
+            raise ValueError(f"n must lie between 1 and 10000, got {self.n}")
 
     @property
     def max(self) -> int:
