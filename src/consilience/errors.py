@@ -23,3 +23,7 @@ class BudgetSpent(ConsilienceError):
 
 class SourceExhausted(ConsilienceError):
     """A finite source (a record) holds no draw at the asked index."""
+
+
+class SandboxUnavailable(ConsilienceError):
+    """This system cannot confine generated code, so it was not run."""

@@ -89,4 +89,4 @@ def test_threads_agree() -> None:
 
 def test_bad_kind() -> None:
     with pytest.raises(ValueError, match="the kinds are"):
-        AnswerClasses("code")
+        AnswerClasses("essay")

@@ -123,6 +123,6 @@ def test_math_tiers(a: str, b: str, outcome: Equality) -> None:
 def test_no_answer_is_wrong_and_unknown_kinds_are_named() -> None:
     assert equal_to_gold(None, "5", "number") is False
     with pytest.raises(ValueError, match="auto, number"):
-        compare("a", "b", "code")
+        compare("a", "b", "essay")
     with pytest.raises(ValueError, match="auto, number"):
-        canonical("a", "code")
+        canonical("a", "essay")

@@ -14,6 +14,9 @@ ENDINGS = {
     "choice": "End with: The answer is <letter>.",
     "text": "End with: The answer is <answer>.",
     "json": 'Reply with a JSON object whose field "answer" holds the final answer.',
+    "code": "Reply with the code in one ```python block.",
+    "sql": "Reply with one SQLite query in one ```sql block.",
+    "open": "",
 }
 
 
@@ -36,6 +39,6 @@ def messages(
     if template is not None:
         content = template.replace("{ending}", ending).replace("{question}", question)
     else:
-        content = question if bare else f"{question}\n\n{ending}"
+        content = question if bare or not ending else f"{question}\n\n{ending}"
     user = {"role": "user", "content": content}
     return ({"role": "system", "content": system}, user) if system else (user,)

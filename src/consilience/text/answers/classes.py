@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .equality import Equality, canonical, compare, compare_cheaply, compare_keys
-from .kinds import check_kind
+from .kinds import check_words_kind
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,8 +29,11 @@ class AnswerClasses:
     """
 
     def __init__(self, kind: str, *, pool: SymbolicPool | None = None) -> None:
-        """Start without classes; ValueError for a kind without a vote rule. ``pool`` is used for ``math`` alone."""
-        self.kind = check_kind(kind)
+        """Start without classes; ``pool`` is used for ``math`` alone.
+
+        Raises ValueError for a kind without a vote rule, and for ``code`` and ``sql``, compared by behaviour.
+        """
+        self.kind = check_words_kind(kind)
         self.representatives: list[str] = []
         self.unknown_pairs = 0
         self._pool = pool
@@ -97,9 +100,9 @@ class AnswerClasses:
 def equal_to_gold(answer: str | None, gold: str, kind: str, *, pool: SymbolicPool | None = None) -> bool | None:
     """Whether an answer is right: False without an answer, None where equality could not be decided.
 
-    Raises ValueError for a kind without a vote rule.
+    Raises ValueError for a kind without a vote rule or compared by behaviour.
     """
-    check_kind(kind)
+    check_words_kind(kind)
     if answer is None:
         return False
     outcome = compare(answer, gold, kind, pool=pool)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .choices import choice_letter
 from .cleaning import clean, text_key
-from .kinds import check_kind
+from .kinds import check_words_kind
 from .latex import is_words, normal_form
 from .numeric import number_key, whole_number_key
 from .replies import json_key
@@ -35,13 +35,14 @@ def canonical(answer: str, kind: str) -> str:
     """The key of an answer: for every kind but ``math``, two answers are equal if and only if their keys are.
 
     ``number``: the exact value, of the last number if there are several; ``choice``: the letter; ``json``: canonical
-    JSON; ``text``: folded letters and digits; ``auto``: the value if the whole answer is one number (a currency or
-    percent sign may be there), else as ``text``. An answer that is not of its kind has the key of its text, marked
-    ``text:`` so that it meets no number or letter. ``math``: the normal form; equal keys are equal answers, unequal
-    keys decide nothing. Raises ValueError for a kind without a vote rule.
+    JSON; ``text`` and ``open``: folded letters and digits; ``auto``: the value if the whole answer is one number (a
+    currency or percent sign may be there), else as ``text``. An answer that is not of its kind has the key of its text,
+    marked ``text:`` so that it meets no number or letter. ``math``: the normal form; equal keys are equal answers,
+    unequal keys decide nothing. Raises ValueError for a kind without a vote rule, and for ``code`` and ``sql``, which
+    are compared by behaviour.
     """
-    check_kind(kind)
-    if kind == "text":
+    check_words_kind(kind)
+    if kind in ("text", "open"):
         return text_key(answer)
     if kind == "json":
         return json_key(answer)
@@ -72,9 +73,9 @@ def compare(a: str, b: str, kind: str, *, pool: SymbolicPool | None = None) -> E
     ``math``: equal normal forms are EQUAL; two numbers are compared exactly (0.333 is not 1/3); words differ from
     other words and from numbers; the rest is decided by math-verify in ``pool`` (default: one shared pool), EQUAL if
     it holds in either direction. Too long, not parsed, timed out or crashed is UNKNOWN. Raises ValueError for a kind
-    without a vote rule.
+    without a vote rule, and for ``code`` and ``sql``.
     """
-    check_kind(kind)
+    check_words_kind(kind)
     first, second = canonical(a, kind), canonical(b, kind)
     if kind == "math":
         return compare_keys(first, second, pool=pool)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from .choices import choice_letter
 from .cleaning import clean, lines_from_end, unwrap_text
+from .code import read_code, read_sql
 from .kinds import check_kind
 from .markers import last_answer_is, last_boxed, last_hashes
 from .numeric import number_key, result_key, whole_number_key
@@ -50,6 +51,7 @@ def extract(
     *,
     pattern: str | re.Pattern[str] | None = None,
     finish_reason: str | None = None,
+    entry_point: str | None = None,
 ) -> str | None:
     """The answer a reply gives, as a string of its kind, or None if it gives none.
 
@@ -59,9 +61,15 @@ def extract(
     ``answer`` field decides alone too (null and empty are None). A mark without a number (or letter) leaves it to the
     next rule; one that lists several letters is no answer.
 
+    ``code`` gives the last fenced Python block that defines ``entry_point`` (not given: any function or class), else
+    the whole reply; ``sql`` the last fenced query, else the text from its first SELECT or WITH; ``open`` the whole
+    reply.
+
     Raises ValueError for a kind without a vote rule and for a pattern that is not a regular expression.
     """
     check_kind(kind)
+    if kind in _WHOLE:
+        return _read_whole(text, kind, pattern, entry_point)
     read = _READERS[kind]
     if pattern is not None:
         found = _last_match(compile_pattern(pattern), text)
@@ -79,6 +87,12 @@ def extract(
         if answer is not None:
             return answer or None
     return number_key(text) if kind == "number" and not explicit_only else None
+
+
+def _read_whole(text: str, kind: str, pattern: str | re.Pattern[str] | None, entry_point: str | None) -> str | None:
+    if pattern is not None:
+        return _last_match(compile_pattern(pattern), text)
+    return read_code(text, entry_point) if kind == "code" else _WHOLE[kind](text)
 
 
 def _read_field(read: Callable[[Candidate], str | None], value: str | None) -> str | None:
@@ -147,6 +161,11 @@ def _read_json(candidate: Candidate) -> str | None:
     return None if value is NO_FIELD else canonical_json(value)
 
 
+_WHOLE: dict[str, Callable[[str], str | None]] = {
+    "code": read_code,
+    "sql": read_sql,
+    "open": lambda text: text.strip() or None,
+}
 _READERS: dict[str, Callable[[Candidate], str | None]] = {
     "auto": _read_auto,
     "number": _read_number,
