@@ -26,7 +26,7 @@ from _common import COLOURS, emit, parser, picture, table
 from numpy.typing import NDArray
 
 from consilience.montecarlo.betting import Bets, blocks, certified, log_mixture, place_bets, wins_needed
-from consilience.text.stopping.asc import votes_needed
+from consilience.text.stopping.criteria import votes_needed
 
 ERRORS = (0.05, 0.1, 0.2, 0.5)
 SHOWN = ERRORS[:2]

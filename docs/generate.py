@@ -144,22 +144,45 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def _use(method: Method, parameters: list[inspect.Parameter]) -> list[str]:
-    given = ",".join(f"{p.name}={p.default}" for p in parameters if p.default is not inspect.Parameter.empty)
+    given = ",".join(f"{p.name}={_written(p.default)}" for p in parameters if p.default is not inspect.Parameter.empty)
     spec = f"{method.id}:{given}" if given else method.id
-    if method.role == "vote":
+    if method.role in ("vote", "procedure"):
         spec = f"sc+{spec}"
-    if method.role not in ("stop", "vote"):
+    if method.role not in ("stop", "vote", "procedure"):
         module, _, name = method.target.partition(":")
         return ["```python", f"from {module} import {name}", "```"]
+    models, asked = _models(method)
     return [
         "```sh",
-        f'consilience solve examples/house-questions.jsonl --policy "{spec}" --out record.jsonl',
-        f'consilience replay record.jsonl --policy "{spec}"',
+        f"consilience solve questions.jsonl --policy '{spec}'{models} --out record.jsonl",
+        f"consilience replay record.jsonl --policy '{spec}'{asked}",
         "```",
         "",
         "```python",
         "import consilience",
         "",
-        f'run = consilience.solve("examples/house-questions.jsonl", policy="{spec}")',
+        "run = consilience.solve(" + ", ".join(['"questions.jsonl"', f"policy='{spec}'", *_settings(models)]) + ")",
         "```",
     ]
+
+
+def _models(method: Method) -> tuple[str, str]:
+    """The flags that name models: as many as a stopping rule draws from, and one that a procedure asks."""
+    built = method.load()()
+    if method.role == "procedure" and built.asks:
+        return " --model openai:MODEL@URL", " --model openai:MODEL@URL"
+    if getattr(built, "arms", 1) > 1 and getattr(built, "settings", None) is None:
+        return "".join(f" --model openai:MODEL{n}@URL" for n in range(1, built.arms + 1)), ""
+    return "", ""
+
+
+def _settings(models: str) -> list[str]:
+    names = [f'"{name}"' for name in models.split(" --model ")[1:]]
+    several = f"[{', '.join(names)}]" if len(names) > 1 else "".join(names)
+    return [f"model={several}"] if names else []
+
+
+def _written(value: Any) -> str:
+    """A default as the policy grammar has it."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f'"{text}"' if re.search(r"[,+@]", text) else text

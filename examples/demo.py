@@ -97,7 +97,7 @@ def main() -> None:
         created=now(),
         policies=rows,
         questions=[question_row(one) for one in runs[adaptive][0]],
-        curve=curve_of(problems, draws),
+        curve=curve_of(draws),
         totals=run_totals(runs[fixed][1].totals),
         duplicate_share=runs[fixed][1].totals["duplicate_share"],
         notes=["The live policies share one ledger: each draw was made once."],

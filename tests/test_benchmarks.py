@@ -114,7 +114,7 @@ def test_the_sequential_optimum_is_that_of_the_rule_itself(monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from side_by_side import enough
 
-    from consilience.text.stopping.asc import votes_needed
+    from consilience.text.stopping.criteria import votes_needed
 
     for threshold in (0.85, 0.95):
         needed = votes_needed(threshold, 16)

@@ -32,7 +32,8 @@ from consilience.montecarlo.betting import (
     wins_needed,
 )
 from consilience.rules import Rule, View
-from consilience.testing import laws
+from consilience.run import solve
+from consilience.testing import ScriptedServer, laws
 from consilience.text.stopping.certified import Certified, in_order, run_statement
 from consilience.text.voting.plurality import Plurality
 
@@ -576,3 +577,28 @@ def test_arms_are_judged_by_index_then_arm_up_to_the_first_missing_draw() -> Non
 def test_bad_input_is_refused(build) -> None:
     with pytest.raises(ValueError, match="must"):
         build()
+
+
+def test_a_run_says_what_its_certificates_are_worth(tmp_path: Path) -> None:
+    questions = [{"question": f"question {n}", "kind": "text"} for n in range(30)]
+    split = {f"question {n}": {"yes": 1.0} if n < 24 else {"yes": 0.5, "no": 0.5} for n in range(30)}
+    with ScriptedServer(answers=split) as server:
+        run = solve(
+            questions,
+            model=f"openai:m@{server.url}",
+            policy="certified:error=0.05,max=12",
+            ledger=str(tmp_path / "l.db"),
+            config=None,
+        )
+    said = run.totals["statement"]
+    verdicts = [problem.verdict for problem in run.problems]
+    sure = sum(verdict.decided for verdict in verdicts)
+    assert said.startswith(f"{sure} of 30 answers are certified; in expectation at most 1.5 of")
+    assert said in run.notes
+    for verdict in verdicts:
+        assert verdict.decided == (verdict.model_extra["level"] <= 0.05)
+        assert verdict.model_extra["e_value"] >= 0
+    selected = int(e_bh(np.array([verdict.model_extra["e_value"] for verdict in verdicts]), 0.1).sum())
+    assert f"Of the {selected} answers" in said
+    assert selected >= 20
+    assert solve(questions[:2], policy="one", model="house", ledger=str(tmp_path / "l.db")).totals["statement"] is None

@@ -160,7 +160,7 @@ def test_a_record_is_a_model(recording: Path, tmp_path: Path) -> None:
 def test_bad_input_exits_with_two_and_says_what(arguments: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "broken.jsonl").write_text('{"question": "a"}\n{"questio": "a"}\n')
-    (tmp_path / "code.jsonl").write_text('{"question": "a", "kind": "code"}\n')
+    (tmp_path / "code.jsonl").write_text('{"question": "a", "kind": "essay"}\n')
     (tmp_path / "good.jsonl").write_text('{"question": "a"}\n')
     before = sorted(tmp_path.iterdir())
     done = command(*arguments, cwd=tmp_path)

@@ -21,7 +21,7 @@ KINDS = ("choice", "text", "auto", "choice")
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_each_problem_keeps_the_answers_of_its_own_kind(concurrency: int, tmp_path: Path) -> None:
     source = ShuffledSource({"which": ["The answer is (B) Paris.", "The answer is (C) Rome.", "I give up."] * 2})
-    asking = Asking(params={"temperature": 1.0, "max_tokens": 16}, bare=True)
+    asking = Asking(params={"temperature": 1.0, "max_tokens": 16}, template="{question}")
     finished: list[Finished] = []
 
     async def work(kinds: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilience import methods, policy
+from consilience import policy
 from consilience.errors import InputError
 from consilience.policy import _pairs, _show
 
@@ -79,10 +79,3 @@ def test_policy_file(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InputError, match=says):
             policy.parse(f"@{path}")
-
-
-def test_every_registered_method_loads() -> None:
-    for method in methods.register().values():
-        assert method.load().__doc__, method.id
-        built = method.load()()
-        assert hasattr(built, "want" if method.role == "stop" else "decide"), method.id

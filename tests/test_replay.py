@@ -99,7 +99,7 @@ def test_many_problems_are_replayed_in_chunks(monkeypatch: pytest.MonkeyPatch) -
 
     table = tabulate(ragged())
     whole = replay(table, policy.parse("asc"), repeats=25)
-    monkeypatch.setattr(module, "ROWS", 8)
+    monkeypatch.setattr(module, "CELLS", 8)
     parts = replay(table, policy.parse("asc"), repeats=25)
     assert np.array_equal(whole.draws, parts.draws)
     assert whole.summary() == parts.summary()
@@ -111,7 +111,7 @@ def test_records_that_cannot_be_replayed() -> None:
     with pytest.raises(InputError, match="no draws"):
         tabulate([Problem(question="q")])
     with pytest.raises(InputError, match="auto, number, math, choice, text, json"):
-        tabulate([Problem(id="7", question="q", kind="code", draws=[Draw(text="x")])])
+        tabulate([Problem(id="7", question="q", kind="essay", draws=[Draw(text="x")])])
 
 
 def test_a_record_that_a_rule_stopped_is_known_as_biased(tmp_path: Path) -> None:

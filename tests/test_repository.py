@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from consilience import policy
 from consilience.methods import Method, register
-from consilience.rules import StopRule, VoteRule
+from consilience.rules import Procedure, StopRule, VoteRule
+from consilience.testing import laws
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted(path for path in (ROOT / "docs" / "results").glob("*.md") if path.name != "index.md")
-PROTOCOLS: dict[str, Any] = {"stop": StopRule, "vote": VoteRule}
+PROTOCOLS: dict[str, Any] = {"stop": StopRule, "vote": VoteRule, "procedure": Procedure}
 
 # Written in pieces so that this file does not match itself.
 FOLDERS = "|".join(("ho" + "me", "ro" + "ot", "Us" + "ers", "wo" + "rk"))
@@ -54,6 +56,14 @@ def test_every_registered_method_is_what_its_role_says(method: Method) -> None:
     assert target.__doc__
     if method.role in PROTOCOLS:
         assert isinstance(target(), PROTOCOLS[method.role])
+
+
+@pytest.mark.parametrize("name", [method.id for method in register().values() if method.role == "stop"])
+def test_every_registered_stopping_rule_keeps_the_laws_and_replays_as_it_runs(name: str) -> None:
+    rule = policy.parse(name)
+    laws.check_rule(rule, trials=60)
+    if not rule.needs:  # the source of the law has texts alone
+        laws.check_live_equals_replay(rule, problems=12, concurrencies=(1, 8))
 
 
 @pytest.mark.parametrize("method", register().values(), ids=lambda method: method.id)

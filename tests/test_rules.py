@@ -17,7 +17,8 @@ from scipy.special import betainc
 from consilience import policy
 from consilience.rules import Rule, View, top_two, vote_counts
 from consilience.testing import laws
-from consilience.text.stopping.asc import AdaptiveConsistency, votes_needed
+from consilience.text.stopping.asc import AdaptiveConsistency
+from consilience.text.stopping.criteria import votes_needed
 from consilience.text.stopping.esc import EarlyStopping
 from consilience.text.stopping.fixed import SelfConsistency
 from consilience.text.voting.plurality import Plurality

@@ -56,7 +56,7 @@ def test_solve_works_inside_a_running_loop(settings: dict) -> None:
     [
         ([""], "problem 1"),
         ([QUESTION, {"answer": "x"}], "problem 2"),
-        ([{"question": QUESTION, "kind": "sql"}], "auto, number"),
+        ([{"question": QUESTION, "kind": "essay"}], "auto, number"),
         ("nowhere.jsonl", "nowhere.jsonl"),
     ],
 )

@@ -39,14 +39,14 @@ def register() -> dict[str, Method]:
     return {key: Method(id=key, **{**entry, "needs": tuple(entry["needs"])}) for key, entry in table.items()}
 
 
-def find(name: str, role: str) -> Method:
-    """The method ``name`` for ``role``; raises InputError naming the close and the possible ones."""
+def find(name: str, *roles: str) -> Method:
+    """The method ``name`` for one of ``roles``; raises InputError naming the close and the possible ones."""
     method = register().get(name)
-    if method is not None and method.role == role:
+    if method is not None and method.role in roles:
         return method
     from difflib import get_close_matches
 
-    names = [m.id for m in register().values() if m.role == role]
+    names = [m.id for m in register().values() if m.role in roles]
     close = get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"unknown {role} rule {name!r}{hint} (there are: {', '.join(names)})")
+    raise InputError(f"unknown {roles[0]} rule {name!r}{hint} (there are: {', '.join(names)})")

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from consilience import policy
 from consilience.draws import Draw, Problem, Verdict
 from consilience.driver import Finished
 from consilience.montecarlo.estimators import proportion_interval
-from consilience.replay import Replayed, Table, judge, stopped_early, tabulate
-from consilience.report import Curve, Page, PolicyRow, QuestionRow, ReplyRow
+from consilience.replay import Replayed, Table, judge, tabulate
+from consilience.report import Curve, Page, Point, PolicyRow, QuestionRow, ReplyRow, Tradeoff, TradeoffRow
 from consilience.rules import Rule
 from consilience.run import Outcome, Settings
+from consilience.tune import Figures, Tuned
+from consilience.tune.results import LEVEL
 from consilience.views import answer_of, kind_of
 
 REPORTED = ("answered", "abstained", "draws", "failed", "seconds")
@@ -92,12 +95,12 @@ def _reply(draw: Draw, *, judged: bool) -> ReplyRow:
     return ReplyRow(draw.text, draw.answer, draw.error, judged)
 
 
-def curve_of(problems: Sequence[Problem], table: Table) -> Curve | None:
+def curve_of(table: Table) -> Curve | None:
     """Accuracy of the vote of k draws; of draws that a rule stopped early only the ones that all problems have."""
     labels, drawn = table.labels[table.known], table.counts[table.known]
     if not len(labels):
         return None
-    if stopped_early(problems):
+    if table.stopped_by:
         labels = labels[:, : int(drawn.min())]
         drawn = np.minimum(drawn, labels.shape[1])
     if labels.shape[1] == 0:
@@ -119,7 +122,7 @@ def solve_page(finished: Sequence[Finished], outcome: Outcome, command: str, set
         created=now(),
         policies=[live_row(outcome.policy, finished)],
         questions=[question_row(one) for one in finished],
-        curve=None if table is None else curve_of(problems, table),
+        curve=None if table is None else curve_of(table),
         totals=run_totals(outcome.totals),
         duplicate_share=outcome.totals["duplicate_share"],
         notes=outcome.notes,
@@ -161,11 +164,18 @@ def replay_page(
     problems: Sequence[Problem],
     table: Table,
     results: Sequence[Replayed],
-    questions: Sequence[QuestionRow],
     command: str,
     notes: Sequence[str],
+    kind: str | None = None,
+    pattern: re.Pattern[str] | None = None,
 ) -> Page:
-    """The page of a replay; the questions show the verdicts of the first policy in recorded order."""
+    """The page of a replay; the questions show the verdicts, in recorded order, of the first policy that can give them.
+
+    That is one of one arm that neither couples its questions nor asks; the vote of all draws where there is none.
+    """
+    rules = (result.rule for result in results)
+    alone = (r for r in rules if r.arms == 1 and not r.coupled and r.procedure is None)
+    shown = next(alone, None) or policy.parse(f"sc:n={table.labels.shape[1]}")
     models = sorted({draw.model for p in problems for draw in p.draws if draw.model})
     return Page(
         title=f"Replay of {path.name}",
@@ -173,11 +183,49 @@ def replay_page(
         command=command,
         created=now(),
         policies=[replay_row(result) for result in results],
-        questions=questions,
-        curve=curve_of(problems, table),
+        questions=recorded_rows(problems, shown, kind, pattern),
+        curve=curve_of(table),
         totals={"questions": len(problems), "draws": int(table.counts.sum())},
         notes=list(notes),
-        verdicts_of=results[0].rule.name,
+        verdicts_of=shown.name,
+    )
+
+
+def tune_page(path: Path, tuned: Tuned, command: str) -> Tradeoff:
+    """The page of a search for a policy."""
+    rows = [
+        TradeoffRow(one.rule.name, (_point(one.search), _point(one.held_out)), one.frontier) for one in tuned.candidates
+    ]
+    names = [row.name for row in rows]
+    fitted = tuned.calibration
+    return Tradeoff(
+        title=f"A policy for {path.name}",
+        command=command,
+        created=now(),
+        rows=rows,
+        full=names.index(tuned.full.rule.name),
+        chosen=names.index(tuned.chosen.rule.name),
+        found=tuned.found,
+        accuracy=tuned.measure,
+        unit=f"{'USD' if tuned.cost == 'usd' else tuned.cost} per question",
+        sizes=(tuned.full.search.problems, tuned.full.held_out.problems),
+        max_drop=tuned.max_drop,
+        level=LEVEL,
+        knots=None if fitted is None else (fitted.confidence, fitted.accuracy),
+        ece=None if fitted is None else (fitted.ece_before, fitted.ece_after),
+        notes=tuned.notes,
+    )
+
+
+def _point(figures: Figures) -> Point:
+    return Point(
+        cost=figures.cost,
+        accuracy=figures.accuracy,
+        accuracy_ci=figures.accuracy_ci,
+        drop=figures.drop,
+        drop_ci=figures.drop_ci,
+        drop_bound=figures.drop_bound,
+        saved=figures.saved,
     )
 
 

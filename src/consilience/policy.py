@@ -1,8 +1,9 @@
 """The grammar of policies: ``"esc:window=5,max=40"`` <-> a `Rule`, no more.
 
-A specification is ``stop:key=value,...[+vote:key=value,...]``; a value holding ``, + @`` is double-quoted (a quote
-inside is written ``\\"``). The canonical form names every parameter, defaults filled, in signature order; the
-default vote ``plurality`` is left out.
+A specification is ``stop:key=value,...[+vote:key=value,...]``, where a procedure may stand for the vote; a value
+holding ``, + @`` is double-quoted (a quote inside is written ``\\"``). The canonical form names every parameter,
+defaults filled, in signature order; the default vote ``plurality`` is left out. A stopping rule may name another
+default in its attribute ``vote``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import inspect
 import json
 import re
 import typing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from consilience import methods
 from consilience.errors import InputError
-from consilience.rules import Rule
+from consilience.rules import Procedure, Rule, View
 
 DEFAULT_VOTE = "plurality"
 
@@ -31,20 +35,39 @@ def parse(spec: str) -> Rule:
     Raises InputError with the offending part and what would be possible.
     """
     if spec.startswith("@"):
-        return parse(read_policy_file(Path(spec[1:])))
+        path = Path(spec[1:])
+        content = read_policy_file(path)
+        return dataclasses.replace(parse(content["policy"]), calibration=_calibration(path, content))
     parts = _PART.findall(spec)
     if "+".join(parts) != spec or not 1 <= len(parts) <= 2:
         raise InputError(f"policy {spec!r}: expected stop:key=value,...[+vote:key=value,...]")
     stop = _build(parts[0], "stop", spec)
-    vote = _build(parts[1] if len(parts) == 2 else DEFAULT_VOTE, "vote", spec)
-    names = [canonical(stop, parts[0])]
-    if vote_name := canonical(vote, parts[1] if len(parts) == 2 else DEFAULT_VOTE):
-        names += [vote_name] if vote_name != DEFAULT_VOTE else []
-    return Rule("+".join(names), stop, vote)
+    default = getattr(stop, "vote", DEFAULT_VOTE)
+    last = parts[1] if len(parts) == 2 else default
+    vote = _build(last, "vote", spec, "procedure")
+    name, vote_name = canonical(stop, parts[0]), canonical(vote, last)
+    if vote_name != DEFAULT_VOTE or default != DEFAULT_VOTE:
+        name += f"+{vote_name}"
+    if isinstance(vote, Procedure):
+        return Rule(name, stop, _build(DEFAULT_VOTE, "vote", spec), procedure=vote)
+    rule = Rule(name, stop, vote)
+    if rule.arms > 1:
+        _check_arms(rule)
+    return rule
 
 
-def read_policy_file(path: Path) -> str:
-    """The ``policy`` field of a policy file (JSON); raises InputError naming file and field."""
+def _check_arms(rule: Rule) -> None:
+    """Raises InputError where the vote does not suit the number of arms, before anything is drawn."""
+    nothing = np.zeros((1, rule.arms, 0))
+    empty = View(nothing.astype(np.int32), np.zeros((1, rule.arms), np.int32), dict.fromkeys(rule.needs, nothing))
+    try:
+        rule.decide(empty)
+    except ValueError as error:
+        raise InputError(f"policy {rule.name}: {error}") from error
+
+
+def read_policy_file(path: Path) -> dict[str, Any]:
+    """A policy file (JSON) whose ``policy`` is a specification; raises InputError naming file and field."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -55,7 +78,22 @@ def read_policy_file(path: Path) -> str:
         raise InputError(f'policy file {path}: field "policy" must be a policy specification')
     if content["policy"].startswith("@"):
         raise InputError(f'policy file {path}: field "policy" must not point to another file')
-    return str(content["policy"])
+    return content
+
+
+def _calibration(path: Path, content: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The ``calibration`` of a policy file: raw confidences and the shares of right answers they stand for."""
+    given = content.get("calibration")
+    if not given:
+        return None
+    try:
+        raw, share = (tuple(float(value) for value in given[key]) for key in ("confidence", "accuracy"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f'policy file {path}: field "calibration" must hold "confidence" and "accuracy"') from error
+    rising = all(a < b for a, b in pairwise(raw)) and all(a <= b for a, b in pairwise(share))
+    if not raw or len(raw) != len(share) or not rising or not all(0 <= value <= 1 for value in (*raw, *share)):
+        raise InputError(f'policy file {path}: field "calibration": two rising lists of shares in [0, 1] are needed')
+    return raw, share
 
 
 def canonical(method: Any, part: str) -> str:
@@ -65,9 +103,9 @@ def canonical(method: Any, part: str) -> str:
     return f"{name}:{','.join(values)}" if values else name
 
 
-def _build(part: str, role: str, spec: str) -> Any:
+def _build(part: str, role: str, spec: str, *others: str) -> Any:
     name, colon, rest = part.partition(":")
-    target = methods.find(name.strip(), role).load()
+    target = methods.find(name.strip(), role, *others).load()
     given = _pairs(rest, spec) if colon else {}
     known = inspect.signature(target).parameters
     types = typing.get_type_hints(target)

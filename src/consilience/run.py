@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,9 @@ from consilience.draws import Budget, Problem
 from consilience.driver import NOT_DRAWN, Asking, Driver, Finished, Progress
 from consilience.errors import InputError
 from consilience.ledger import Ledger
+from consilience.rules import Rule
 from consilience.text.answers import compile_pattern
+from consilience.text.asking import Asker
 from consilience.text.budget import Account, Price
 from consilience.text.prompts import read_template
 from consilience.text.session import Session
@@ -35,12 +37,12 @@ Problems = str | Path | Iterable[str | Mapping[str, Any] | Problem]
 class Settings:
     """The settings of a run; None stands for the configuration file's default, then the documented one.
 
-    ``model`` and ``policy`` are specifications, ``budget`` a `Budget` or its specification, ``temperature`` and
-    ``top_p`` the sampling parameters, ``max_tokens`` the cap per draw in tokens, ``extract`` a regular expression
-    for the answer, ``concurrency`` the most calls in flight.
+    ``model`` (several for a policy that draws from several) and ``policy`` are specifications, ``budget`` a `Budget`
+    or its specification, ``temperature`` and ``top_p`` the sampling parameters, ``max_tokens`` the cap per draw in
+    tokens, ``extract`` a regular expression for the answer, ``concurrency`` the most calls in flight.
     """
 
-    model: str | None = None
+    model: str | Sequence[str] | None = None
     policy: str | None = None
     budget: Budget | str | None = None
     temperature: float | None = None
@@ -93,7 +95,12 @@ class Settings:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def asking(self, bare: bool, required: frozenset[str]) -> Asking:
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model specifications, in the order of the arms."""
+        return (self.model,) if isinstance(self.model, str) else tuple(self.model or ())
+
+    def asking(self, required: frozenset[str]) -> Asking:
         """How problems become requests under these (resolved) settings; ``required`` as of the unresolved ones."""
         params: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if self.top_p is not None:
@@ -110,7 +117,6 @@ class Settings:
             kind=self.kind,
             pattern=pattern,
             required=required,
-            bare=bare,
         )
 
 
@@ -213,7 +219,7 @@ async def stream(
     settings: Settings,
     on_finished: Callable[[Finished], None],
     *,
-    on_progress: Callable[[Progress, Session], None] = lambda *_: None,
+    on_progress: Callable[[Progress, Sequence[Session]], None] = lambda *_: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """The run itself: every finished problem goes to ``on_finished`` in input order and is not kept."""
@@ -225,33 +231,52 @@ async def stream(
     rule = policy.parse(cast(str, settings.policy))
     for problem in todo:
         kind_of(problem, settings.kind)
-    source = open_source(
-        cast(str, settings.model), config, concurrency=cast(int, settings.concurrency), seed=settings.seed
-    )
-    tally = _Tally()
-    try:
-        account = Account(cast(Budget, settings.budget))
-        price = price_of(source, config, account)
-        asking = settings.asking(source.endpoint == "house", required)
-        with Ledger(settings.ledger) as ledger:
-            session = Session(source, ledger, account, price)
-            driver = Driver(
-                session,
-                rule,
-                asking,
-                concurrency=cast(int, settings.concurrency),
-                on_progress=lambda progress: on_progress(progress, session),
-                warn=warn,
-            )
+    tally = _Tally(rule)
+    async with AsyncExitStack() as stack:
+        asking = settings.asking(required)
+        sessions = _sessions(settings, config, stack)
+        driver = Driver(
+            sessions,
+            rule,
+            asking,
+            concurrency=cast(int, settings.concurrency),
+            on_progress=lambda progress: on_progress(progress, sessions),
+            warn=warn,
+        )
 
-            def finish(one: Finished) -> None:
-                tally.add(one)
-                on_finished(one)
+        def finish(one: Finished) -> None:
+            tally.add(one)
+            on_finished(one)
 
-            await driver.run(todo, finish)
-    finally:
-        await source.close()
-    return Outcome(tally.totals(driver), rule.name, source.name, rule.max, list(source.notes))
+        await driver.run(todo, finish)
+    names = " + ".join(session.source.name for session in sessions)
+    notes = [note for session in sessions for note in session.source.notes]
+    if said := rule.statement(tally.remarks):
+        notes.append(said)
+    return Outcome(tally.totals(driver), rule.name, names, rule.max, list(dict.fromkeys(notes)))
+
+
+def _sessions(settings: Settings, config: Config, stack: AsyncExitStack) -> list[Session]:
+    """A session per model on one account and ledger, closed with ``stack``; nothing is made before all is in order."""
+    account = Account(cast(Budget, settings.budget))
+    sources = []
+    for spec in settings.models:
+        sources.append(open_source(spec, config, concurrency=cast(int, settings.concurrency), seed=settings.seed))
+        stack.push_async_callback(sources[-1].close)
+    prices = [price_of(source, config, account) for source in sources]
+    ledger = stack.enter_context(Ledger(settings.ledger))
+    return [Session(source, ledger, account, price) for source, price in zip(sources, prices, strict=True)]
+
+
+@asynccontextmanager
+async def asking_with(settings: Settings) -> AsyncIterator[Callable[[], Asker]]:
+    """Lines to the model of ``settings``, through its ledger and budget: what replay needs to run a procedure."""
+    required = settings.required
+    settings, config = settings.resolved()
+    async with AsyncExitStack() as stack:
+        session = _sessions(settings, config, stack)[0]
+        asking = settings.asking(required)
+        yield lambda: Asker(session, params=asking.params, seed=asking.seed, required=asking.required)
 
 
 def price_of(source: Source, config: Config, account: Account) -> Price | None:
@@ -302,11 +327,13 @@ def _problem(number: int, item: str | Mapping[str, Any] | Problem) -> Problem:
 class _Tally:
     """Sums over finished problems."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
         self.started = time.monotonic()
         self.count: dict[str, int] = dict.fromkeys(("problems", "answered", "decided", "known", "right"), 0)
         self.sums: dict[str, float] = dict.fromkeys(("judged", "draws", "failed"), 0)
         self.usage: dict[str, float] = dict.fromkeys(("prompt_tokens", "completion_tokens", "cost"), 0)
+        self.remarks: dict[str, list[float]] = {}
 
     def add(self, one: Finished) -> None:
         verdict = one.problem.verdict
@@ -321,10 +348,13 @@ class _Tally:
         self.sums["failed"] += sum(draw.failed for draw in one.problem.draws)
         for name in self.usage:
             self.usage[name] += getattr(verdict.usage, name)
+        for name in self.rule.remarked:
+            if (value := (verdict.model_extra or {}).get(name)) is not None:
+                self.remarks.setdefault(name, []).append(value)
 
     def totals(self, driver: Driver) -> dict[str, Any]:
-        session, count = driver.session, self.count
-        account = session.account
+        count, account = self.count, driver.session.account
+        bought = sum(session.bought for session in driver.sessions)
         problems = count["problems"]
         return {
             "problems": problems,
@@ -336,8 +366,8 @@ class _Tally:
             "draws": int(self.sums["draws"]),
             "draws_judged": int(self.sums["judged"]),
             "draws_saved": driver.progress.saved,
-            "draws_bought": session.bought,
-            "draws_from_ledger": max(int(self.sums["draws"]) - session.bought, 0),
+            "draws_bought": bought,
+            "draws_from_ledger": max(int(self.sums["draws"]) - bought, 0),
             "failed": int(self.sums["failed"]),
             "duplicate_share": driver.duplicates.share,
             "cost": self.usage["cost"],
@@ -353,5 +383,6 @@ class _Tally:
                 "attempts_of_unknown_usage": account.unknown,
             },
             "budget_spent": driver.budget_spent,
+            "statement": self.rule.statement(self.remarks),
             "seconds": round(time.monotonic() - self.started, 3),
         }

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from consilience.draws import Draw, Problem, Usage, Verdict
+from consilience.draws import Draw, Problem
 from consilience.errors import InputError
-from consilience.rules import Rule, View
 from consilience.text import answers
-from consilience.text.answers import AnswerClasses
+from consilience.text.answers import BEHAVIOUR_KINDS, AnswerClasses
 from consilience.text.voting.token_statistics import FIELDS, token_statistics
 
 
@@ -38,23 +35,50 @@ def kind_of(problem: Problem, override: str | None = None) -> str:
     return kind
 
 
-def view_of(labels: Sequence[Sequence[int]], draws: Sequence[Sequence[Draw]], needs: Iterable[str] = ()) -> View:
-    """The view of one arm: ``labels`` and ``draws`` hold one sequence per problem, of any lengths."""
-    width = max((len(row) for row in labels), default=0)
-    table = np.full((len(labels), width), -1, dtype=np.int32)
-    for row, given in zip(table, labels, strict=True):
-        row[: len(given)] = given
-    drawn = np.array([len(row) for row in labels], dtype=np.int32)
-    fields = {name: _field(draws, name, width)[:, None, :] for name in needs}
-    return View(table[:, None, :], drawn[:, None], fields)
+class Classes(Protocol):
+    """The answer classes of one problem, numbered in the order of their first answers; see `AnswerClasses`."""
+
+    representatives: list[str]
+    unknown_pairs: int
+
+    def add(self, answer: str | None) -> int:
+        """The class of an answer, a new one if it equals no earlier one; -1 for none. May block."""
+
+    async def add_async(self, answer: str | None) -> int:
+        """As `add`, without blocking the event loop."""
+
+    def needs_symbolic(self, answer: str) -> bool:
+        """Whether adding this answer may take long: symbolic work, or running it."""
 
 
-def _field(draws: Sequence[Sequence[Draw]], name: str, width: int) -> NDArray[np.float64]:
-    table = np.full((len(draws), width), np.nan)
-    for row, given in zip(table, draws, strict=True):
-        for index, draw in enumerate(given):
-            row[index] = number_of(draw, name)
-    return table
+def classes_of(problem: Problem, kind: str) -> Classes:
+    """The empty classes of a problem: code and SQL are compared by what they do, all else by what it says."""
+    if kind in BEHAVIOUR_KINDS:
+        from consilience.text.answers.behaviour import BehaviourClasses
+
+        return BehaviourClasses(problem, kind)
+    return AnswerClasses(kind)
+
+
+def is_gold(answer: str, problem: Problem, kind: str) -> bool | None:
+    """Whether an answer equals the problem's gold answer, None where that cannot be settled."""
+    if problem.answer is None:
+        return None
+    if kind in BEHAVIOUR_KINDS:
+        from consilience.text.answers.behaviour import BehaviourClasses
+
+        return BehaviourClasses(problem, kind).equal_to_gold(answer, problem.answer)
+    return answers.equal_to_gold(answer, problem.answer, kind)
+
+
+def trait_of(problem: Problem, name: str) -> float:
+    """A number that is known of a problem before anything is drawn, nan where it is not; InputError if it is none."""
+    value = (problem.model_extra or {}).get(name)
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"problem {problem.id!r}: field {name!r} must be a number, got {str(value)[:40]!r}")
+    return float(value)
 
 
 def number_of(draw: Draw, name: str) -> float:
@@ -96,78 +120,13 @@ def right_answer(answer: str | None, first: Draw | None, problem: Problem, kind:
         return False
     if known:
         return first.passed  # type: ignore[union-attr]
-    return None if problem.answer is None else answers.equal_to_gold(answer, problem.answer, kind)
+    return is_gold(answer, problem, kind)
 
 
-def label_all(problem: Problem, kind: str, pattern: re.Pattern[str] | None = None) -> tuple[list[int], AnswerClasses]:
+def label_all(problem: Problem, kind: str, pattern: re.Pattern[str] | None = None) -> tuple[list[int], Classes]:
     """The class of every draw of a problem, in order, and the classes."""
-    classes = AnswerClasses(kind)
-    return [classes.add(answer_of(draw, kind, pattern)) for draw in problem.draws], classes
-
-
-class Prefix:
-    """The draws of one problem that a rule has judged, in order: what it sees of them and what it concludes."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.draws: list[Draw] = []
-        self.answers: list[str | None] = []
-        self.labels: list[int] = []
-        self.classes = AnswerClasses(kind)
-
-    def want(self, rule: Rule) -> int:
-        """How many further draws the rule certainly needs."""
-        return int(rule.want(view_of([self.labels], [self.draws], rule.needs)).sum())
-
-    def add(self, draw: Draw, pattern: re.Pattern[str] | None = None) -> None:
-        """One more draw; may block for symbolic work (kind ``math``)."""
-        answer = answer_of(draw, self.kind, pattern)
-        self._append(draw, answer, self.classes.add(answer))
-
-    async def take(self, draws: Iterable[Draw], pattern: re.Pattern[str] | None = None) -> None:
-        """More draws, without blocking the event loop."""
-        for draw in draws:
-            answer = answer_of(draw, self.kind, pattern)
-            symbolic = answer is not None and self.classes.needs_symbolic(answer)
-            self._append(draw, answer, await self.classes.add_async(answer) if symbolic else self.classes.add(answer))
-
-    def _append(self, draw: Draw, answer: str | None, label: int) -> None:
-        self.draws.append(draw)
-        self.answers.append(answer)
-        self.labels.append(label)
-
-    def with_answers(self, draws: Sequence[Draw], shared: bool) -> list[Draw]:
-        """``draws`` with the answers that were read from the judged ones.
-
-        ``shared`` draws are copied: another problem with the same request may read another kind of answer from them.
-        """
-        answered = list(draws)
-        for index, (draw, answer) in enumerate(zip(draws, self.answers, strict=False)):
-            if draw.answer != answer:
-                if shared:
-                    answered[index] = draw.model_copy(update={"answer": answer})
-                else:
-                    draw.answer = answer
-        return answered
-
-    def verdict(self, rule: Rule, reason: str) -> tuple[Verdict, Draw | None]:
-        """What the judged draws agree on, and the first draw that supports it; the usage is left to the driver."""
-        winners, confidences = rule.decide(view_of([self.labels], [self.draws], rule.needs))
-        winner = int(winners[0])
-        names = self.classes.representatives
-        counts = {names[label]: float(self.labels.count(label)) for label in dict.fromkeys(self.labels) if label >= 0}
-        unknown = {"unknown_pairs": self.classes.unknown_pairs} if self.classes.unknown_pairs else {}
-        verdict = Verdict(
-            answer=names[winner] if winner >= 0 else None,
-            confidence=float(confidences[0]),
-            votes=dict(sorted(counts.items(), key=lambda item: -item[1])),
-            draws=len(self.draws),
-            failed=sum(draw.failed for draw in self.draws),
-            usage=Usage(),
-            cost=0.0,
-            stopped_because=reason,
-            decided=reason == "rule",
-            abstained=winner < 0,
-            **unknown,
-        )
-        return verdict, self.draws[self.labels.index(winner)] if winner >= 0 else None
+    classes = classes_of(problem, kind)
+    found = [answer_of(draw, kind, pattern) for draw in problem.draws]
+    if (run_all := getattr(classes, "run_all", None)) is not None:  # programs run side by side
+        run_all([answer for answer in found if answer is not None])
+    return [classes.add(answer) for answer in found], classes

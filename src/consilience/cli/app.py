@@ -19,6 +19,13 @@ app = typer.Typer(
 ledger_app = typer.Typer(help="Look at, export and import the draws that were made.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 
+
+def _page(path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter("expected the name of an .html file")
+    return path
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 Ledger = Annotated[
     Optional[str],  # noqa: UP045 - typer reads it
@@ -26,7 +33,9 @@ Ledger = Annotated[
 ]
 Kind = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--kind", help="Answer kind of all problems: auto, number, math, choice, text, json."),
+    typer.Option(
+        "--kind", help="Answer kind of all problems: auto, number, math, choice, text, json, open, code, sql."
+    ),
 ]
 Extract = Annotated[
     Optional[str],  # noqa: UP045
@@ -34,7 +43,7 @@ Extract = Annotated[
 ]
 Report = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--report", help="Write a page (.html) with plots beside it."),
+    typer.Option("--report", callback=_page, help="Write a page (.html) with plots beside it."),
 ]
 
 
@@ -57,7 +66,8 @@ def common(
 def solve(
     questions: Annotated[Path, typer.Argument(help="Questions: JSON lines, only `question` is required.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="house, hf:PATH, record:FILE or openai:MODEL@URL; default house.")
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--model", help="house, hf:PATH, record:FILE or openai:MODEL@URL; again for more arms."),
     ] = None,
     policy: Annotated[
         str | None, typer.Option("--policy", help="stop:key=value,...[+vote:...] or @FILE; default asc.")
@@ -113,14 +123,87 @@ def replay(
     json: Json = False,
     kind: Kind = None,
     extract: Extract = None,
+    arm: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--arm", help="A model of the record as an arm; again for the next, in their order."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="The model that a procedure (usc, fsc, ...) asks; draws stay the recorded ones."),
+    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="Caps of that asking.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Tokens per reply of it.")] = None,
+    ledger: Ledger = None,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", help="Its calls in flight; default 8.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Default consilience.toml, if there.")] = None,
     report: Report = None,
 ) -> None:
     """Run policies over recorded draws in many random orders, without a further draw."""
     from consilience.cli.replay import run
 
-    raise typer.Exit(
-        run(record, policy, repeats=repeats, seed=seed, kind=kind, extract=extract, report=report, as_json=json)
+    asking = {
+        "model": model,
+        "budget": budget,
+        "max_tokens": max_tokens,
+        "ledger": ledger,
+        "concurrency": concurrency,
+        "config": config,
+    }
+    code = run(
+        record,
+        policy,
+        repeats=repeats,
+        seed=seed,
+        kind=kind,
+        extract=extract,
+        arms=arm,
+        asking=asking,
+        report=report,
+        as_json=json,
     )
+    raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    record: Annotated[Path, typer.Argument(help="A record with many draws per problem: what `solve --out` wrote.")],
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Points of accuracy that may be lost against the vote of all draws.")
+    ] = 1.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the policy file (JSON), for --policy @FILE.")] = None,
+    json: Json = False,
+    cost: Annotated[str, typer.Option("--cost", help="What to save: draws, tokens or usd.")] = "draws",
+    policy: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--policy", help="A policy to try too; give the flag again for more."),
+    ] = None,
+    families: Annotated[
+        str | None, typer.Option("--families", help="Try these only, such as sc,asc,certified.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Random orders of the draws.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the halves and of the orders.")] = 0,
+    kind: Kind = None,
+    extract: Extract = None,
+    report: Report = None,
+) -> None:
+    """Find the cheapest policy that is, on a record, as good as the vote of all its draws."""
+    from consilience.cli.tune import run
+
+    code = run(
+        record,
+        max_drop=max_drop,
+        cost=cost,
+        specs=policy or [],
+        families=families,
+        repeats=repeats,
+        seed=seed,
+        kind=kind,
+        extract=extract,
+        out=out,
+        report=report,
+        as_json=json,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

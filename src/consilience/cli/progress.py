@@ -1,17 +1,23 @@
-"""The live line of a run on standard error: answered, draws, tokens, money, saved so far."""
+"""What long work shows on standard error: the live line of a run, and counters."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
 
 from consilience.driver import Progress
 from consilience.text.session import Session
+
+Item = TypeVar("Item")
 
 PLAIN_EVERY = 10.0
 """Seconds between lines where standard error is not a terminal."""
@@ -37,9 +43,9 @@ class ProgressLine:
         if self._tty:
             self._live.stop()
 
-    def update(self, progress: Progress, session: Session) -> None:
+    def update(self, progress: Progress, sessions: Sequence[Session]) -> None:
         """Take in how far the run is."""
-        self.line = describe(progress, session, self.most)
+        self.line = describe(progress, sessions, self.most)
         now = time.monotonic()
         if self._tty:
             self._live.update(Text(self.line))
@@ -52,19 +58,47 @@ class ProgressLine:
         self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def describe(progress: Progress, session: Session, most: int) -> str:
+def describe(progress: Progress, sessions: Sequence[Session], most: int) -> str:
     """The line itself."""
-    spent = session.account.spent
+    spent = sessions[0].account.spent
     parts = [
         f"answered {progress.answered}/{progress.problems}",
         f"draws {progress.judged:,}",
         f"tokens {spent.tokens:,}",
     ]
-    if session.source.priced and session.price is not None:
+    if any(session.source.priced and session.price is not None for session in sessions):
         parts.append(f"${spent.cost:.4f}")
     if progress.finished:
         parts.append(f"saved {progress.saved / (progress.finished * most):.0%}")
-    if session.failed:
-        parts.append(f"failed {session.failed}")
+    if failed := sum(session.failed for session in sessions):
+        parts.append(f"failed {failed}")
     parts.append(f"{time.monotonic() - progress.started:.0f} s")
     return " · ".join(parts)
+
+
+class Counter:
+    """Counts work of a known or unknown size on standard error, in a terminal only: ``reading: 1,200 problems``."""
+
+    def __init__(self, text: str, unit: str, total: int | None = None) -> None:
+        columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f}" + f" {unit}"))
+        bar = () if total is None else (BarColumn(), TimeRemainingColumn())
+        shown = sys.stderr.isatty()
+        self._progress = Bars(*columns, *bar, console=Console(stderr=True), transient=True, disable=not shown)
+        self._task = self._progress.add_task(text, total=total)
+
+    def __enter__(self) -> Counter:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, done: int) -> None:
+        """So much is done."""
+        self._progress.update(self._task, completed=done)
+
+    def count(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, counted as they pass."""
+        for number, item in enumerate(items, 1):
+            yield item
+            self.update(number)

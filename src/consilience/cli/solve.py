@@ -27,7 +27,7 @@ def run(questions: Path, given: dict[str, Any], *, out: Path | None, report: Pat
     """Run, write what was asked for, print the summary, and return the exit code."""
     settings = Settings(**given)
     shown, _ = settings.resolved()
-    if given["model"] is None and shown.model == "house":
+    if not given["model"] and shown.models == ("house",):
         _say("model: house, the small model inside consilience (for your own: --model openai:MODEL@URL)")
     most = policy.parse(str(shown.policy)).max
     finished: list[Finished] = []

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +41,50 @@ def write(page: Page, path: Path) -> list[Path]:
     _check(page)
     images = [path.with_name(f"{path.stem}-{what}.png") for what in ("accuracy", "draws", "reliability")]
     paths = [path, *images]
+    with replacing_all(paths) as drafts:
+        drafts[0].write_bytes(render(page, [image.name for image in images]).encode("utf-8", "replace"))
+        plots.save(page, (drafts[1], drafts[2], drafts[3]))
+    return paths
+
+
+@contextlib.contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Places beside ``paths``, in a folder that is made; they take their place together when the block ends well.
+
+    Raises `InputError` where they cannot be written, or where one is a device.
+    """
+    for place in paths:
+        if place.exists() and not (place.is_file() or place.is_dir()):
+            raise InputError(
+                f"cannot write the report to {place}: it is no file; name one in a folder you may write to"
+            )
     mark = f".{secrets.token_hex(4)}.part"
-    beside = [place.with_name(f".{place.name}{mark}") for place in paths]
+    drafts = [place.with_name(f".{place.name}{mark}") for place in paths]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside[0].write_bytes(render(page, [image.name for image in images]).encode("utf-8", "replace"))
-        plots.save(page, (beside[1], beside[2], beside[3]))
-        for draft, place in zip(beside, paths, strict=True):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        yield drafts
+        for draft, place in zip(drafts, paths, strict=True):
             os.replace(draft, place)
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise InputError(
-            f"cannot write the report to {path}: {reason}; name a file in a folder you may write to"
+            f"cannot write the report to {paths[0]}: {reason}; name a file in a folder you may write to"
         ) from problem
     finally:
-        for draft in beside:
+        for draft in drafts:
             with contextlib.suppress(OSError):  # the renamed ones are gone
                 draft.unlink()
-    return paths
 
 
 def render(page: Page, images: list[str] | None = None) -> str:
     """The page as HTML; ``images`` are the names of the PNG files to link."""
     _check(page)
-    environment = Environment(
+    return environment().get_template("page.html").render(_context(page, images or []))
+
+
+def environment() -> Environment:
+    """The templates, which escape, with the filters that print numbers."""
+    made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -78,13 +98,12 @@ def render(page: Page, images: list[str] | None = None) -> str:
         "interval": words.interval,
         "redact": words.redact,
     }
-    environment.filters.update(filters)
-    return environment.get_template("page.html").render(_context(page, images or []))
+    made.filters.update(filters)
+    return made
 
 
 def _context(page: Page, images: list[str]) -> dict[str, Any]:
-    style = (_TEMPLATES / "style.css").read_text("utf-8")
-    script = (_TEMPLATES / "page.js").read_text("utf-8")
+    style, script = template("style.css"), template("page.js")
     most = measures.most_draws(page)
     embedded = embed(page.questions)
     lines = policy_lines(page)
@@ -93,7 +112,7 @@ def _context(page: Page, images: list[str]) -> dict[str, Any]:
         "images": images,
         "style": Markup(style),
         "script": Markup(script),
-        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "policy": f"default-src 'none'; style-src '{allowed(style)}'; script-src '{allowed(script)}'; "
         "base-uri 'none'; form-action 'none'",
         "data": Markup(embedded.json),
         "left_out": embedded.left_out,
@@ -118,7 +137,12 @@ def _context(page: Page, images: list[str]) -> dict[str, Any]:
     }
 
 
-def _hash(text: str) -> str:
+def template(name: str) -> str:
+    """A file among the templates, as it is."""
+    return (_TEMPLATES / name).read_text("utf-8")
+
+
+def allowed(text: str) -> str:
     """The source expression that allows exactly this inline element."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,11 @@ NO_QUESTIONS = "No question was asked."
 def save(page: Page, paths: tuple[Path, Path, Path]) -> None:
     """Write accuracy, draws and reliability as PNG to the three paths."""
     for path, plot in zip(paths, (_accuracy, _draws, _reliability), strict=True):
-        _render(page, path, plot)
+        save_figure(path, partial(plot, page))
 
 
-def _render(page: Page, path: Path, plot: Callable[[Page, Figure], None]) -> None:
+def save_figure(path: Path, plot: Callable[[Figure], None]) -> None:
+    """What ``plot`` draws on a figure, as PNG, in the style that all plots share."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,7 +51,7 @@ def _render(page: Page, path: Path, plot: Callable[[Page, Figure], None]) -> Non
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        plot(page, figure)
+        plot(figure)
         figure.savefig(path, format="png")
 
 

@@ -39,6 +39,7 @@ class HFSource:
     """
 
     priced = False
+    embeds = True
 
     def __init__(self, path: str) -> None:
         self.name = f"hf:{path}"
@@ -54,7 +55,13 @@ class HFSource:
         self._closed = threading.Event()
 
     async def draw(self, request: Request, indices: Sequence[int], meter: Meter, deliver: Deliver) -> None:
-        """Deliver one generation per index, batch by batch; a prompt that leaves no room fails each of its draws."""
+        """Deliver one generation per index, batch by batch; a prompt that leaves no room fails each of its draws.
+
+        A request with the parameter ``embedding`` gets the vector of its text in the draw's field ``embedding``.
+        """
+        if request.params.get("embedding"):
+            await self._embed(request, indices, meter, deliver)
+            return
         waiting = list(indices)
         while waiting:
             batch, waiting = waiting[: self._rows], waiting[self._rows :]
@@ -82,6 +89,33 @@ class HFSource:
                 attempt.settle(Usage(prompt_tokens=prompt, completion_tokens=completion, requests=1))
             for number, (index, reply) in enumerate(zip(batch, replies, strict=True)):
                 deliver(index, self._draw(reply, prompt if number == 0 else 0))
+
+    async def _embed(self, request: Request, indices: Sequence[int], meter: Meter, deliver: Deliver) -> None:
+        async with meter.attempt(len(indices)) as attempt:
+            try:
+                count, vector = await asyncio.to_thread(self.embedding, str(request.messages[-1]["content"]))
+            except ValueError as error:
+                attempt.release()
+                draw = Draw(text="", error=f"{self.name}: {error}")
+            else:
+                attempt.settle(Usage(prompt_tokens=count, requests=1))
+                fields: dict[str, Any] = {"prompt_tokens": count, "completion_tokens": 0, "embedding": vector}
+                draw = Draw(text="", model=self.model, **fields)
+        for index in indices:
+            deliver(index, draw)
+
+    def embedding(self, text: str) -> tuple[int, list[float]]:
+        """How many tokens a text has, and the mean of the last hidden states over them.
+
+        Raises ValueError for a text without tokens or one that is longer than the context.
+        """
+        ids = list(self._tokenizer(text)["input_ids"])
+        if not ids or (self._context is not None and len(ids) > self._context):
+            raise ValueError(f"the text has {len(ids)} tokens and the model's context {self._context}")
+        torch = self._torch
+        with self._turn, torch.inference_mode():
+            out = self._model(torch.tensor([ids], device=self._device), output_hidden_states=True)
+            return len(ids), out.hidden_states[-1][0].double().mean(0).tolist()
 
     async def close(self) -> None:
         """End a generation in progress after its next token."""

@@ -6,6 +6,7 @@ its replies, remembered for the run and written into ``notes``:
 - ``n`` is tried by the first call for several draws. A server that returns fewer choices than asked, or refuses
   ``n``, gets single calls from then on. A call for several draws that fails for good is repeated once as single
   calls, so that one bad draw does not take its siblings along.
+- A request with the parameter ``embedding`` is posted to ``/embeddings`` and brings its text's vector.
 - ``logprobs``, ``seed``, ``n`` and defaults the user did not set are dropped where a 400 names them;
   ``max_tokens`` becomes ``max_completion_tokens``. A refused parameter that the user set ends the run.
 """
@@ -115,6 +116,23 @@ def read_completion(body: bytes) -> tuple[dict[str, Any], Usage | None]:
     if not (isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0):
         return data, None
     return data, Usage(prompt_tokens=prompt, completion_tokens=completion, requests=1)
+
+
+def read_embedding(body: bytes) -> tuple[list[float], Usage | None]:
+    """The vector in the reply of an embeddings endpoint, and its usage; raises ValueError where it is not whole."""
+    data = json.loads(body)
+    entries = data.get("data") if isinstance(data, dict) else None
+    vector = (
+        entries[0].get("embedding") if isinstance(entries, list) and entries and isinstance(entries[0], dict) else None
+    )
+    if not isinstance(vector, list) or not vector or not all(isinstance(v, int | float) for v in vector):
+        raise ValueError("no embedding")
+    if not all(math.isfinite(value) for value in vector):
+        raise ValueError("an embedding that is not finite")
+    stated = data.get("usage")
+    prompt = stated.get("prompt_tokens") if isinstance(stated, dict) else None
+    usage = Usage(prompt_tokens=prompt, requests=1) if isinstance(prompt, int) and prompt >= 0 else None
+    return [float(value) for value in vector], usage
 
 
 def message_text(content: Any) -> str:
@@ -258,6 +276,7 @@ class OpenAISource:
     """
 
     priced = True
+    embeds = True
 
     def __init__(
         self,
@@ -286,15 +305,18 @@ class OpenAISource:
             raise InputError(f"the key in {key_variable} holds a blank or a non-ASCII character; set it again")
         own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         secrets = (key, *(value for value in (headers or {}).values() if len(value) >= 8))
-        self._transport = Transport(
-            address,
-            own | dict(headers or {}),
+        transport = partial(
+            Transport,
+            headers=own | dict(headers or {}),
             concurrency=concurrency,
             timeout=timeout,
             retry=retry or Retry(),
             seed=seed,
             secrets=secrets,
         )
+        self._transport = transport(address)
+        self._embeddings = transport(address.replace("/chat/completions", "/embeddings", 1))
+        self._embeddings.limiter = self._transport.limiter  # one cap on the calls in flight
 
     def __repr__(self) -> str:
         return f"OpenAISource({self.model!r}, {self.endpoint!r})"
@@ -302,10 +324,13 @@ class OpenAISource:
     async def draw(self, request: Request, indices: Sequence[int], meter: Meter, deliver: Deliver) -> None:
         """See `Source.draw`. After an EndpointError no waiting call is sent, until all have ended."""
         if self._active == 0:
-            self._transport.stopped = None
+            self._transport.stopped = self._embeddings.stopped = None
         self._active += 1
         try:
             job = _Job(request, meter, deliver)
+            if request.params.get("embedding"):
+                await self._embed(job, indices)
+                return
             if len(indices) == 1:
                 await self._call(job, (indices, None))
                 return
@@ -320,6 +345,33 @@ class OpenAISource:
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
+        await self._embeddings.close()
+
+    async def _embed(self, job: _Job, indices: Sequence[int]) -> None:
+        """The vector of a request's text, the same for all indices; a text that is refused alone fails its draws."""
+        text = str(job.request.messages[-1]["content"])
+        payload = json.dumps({"model": self.model, "input": text, "encoding_format": "float"}).encode()
+        try:
+            vector, usage = await self._embeddings.call(payload, len(indices), job.meter, _read_vector)
+            fields: dict[str, Any] = {"model": self.model, "embedding": vector, "completion_tokens": 0}
+            draw = Draw(text="", prompt_tokens=usage.prompt_tokens if usage else None, **fields)
+        except GaveUp as gave_up:
+            draw = Draw(text="", error=str(gave_up))
+        except Refused as refused:
+            draw = self._refused_embedding(refused)
+        for index in indices:
+            job.deliver(index, draw)
+
+    def _refused_embedding(self, refused: Refused) -> Draw:
+        """The failed draw of a text that was refused; raises EndpointError where no other would be taken either."""
+        if refused.status in (404, 405, 501):
+            self._stop(f"{self.endpoint} gives no embeddings of {self.model!r} ({refused}); use a metric on texts")
+        try:
+            if refused.status not in (400, 422) or refused.code == "model_not_found" or refused.param == "model":
+                self._reject(refused)
+        except _Failed:
+            pass
+        return Draw(text="", error=str(refused))
 
     # ------------------------------------------------------------------------------------------- calls
 
@@ -430,6 +482,7 @@ class OpenAISource:
     def _stop(self, message: str) -> NoReturn:
         error = EndpointError(message)
         self._transport.stop(error)
+        self._embeddings.stop(error)
         raise error
 
     def _drop(self, name: str) -> None:
@@ -448,6 +501,11 @@ class OpenAISource:
 def _read(body: bytes) -> tuple[tuple[dict[str, Any], Usage | None], Usage | None]:
     reply, usage = read_completion(body)
     return (reply, usage), usage
+
+
+def _read_vector(body: bytes) -> tuple[tuple[list[float], Usage | None], Usage | None]:
+    vector, usage = read_embedding(body)
+    return (vector, usage), usage
 
 
 def _gravity(error: BaseException) -> int:

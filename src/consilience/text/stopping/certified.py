@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from consilience.montecarlo.betting import (
     wins_needed,
 )
 from consilience.rules import Int, View
+from consilience.text.stopping.counts import Rows, by_draw, first_stop, renumbered, running_counts
 
 NEVER = np.int32(2**30)
 """More draws than any rule may ask for."""
@@ -48,6 +50,7 @@ class Certified:
     error: float = 0.05
     max: int = 40
     needs: ClassVar[tuple[str, ...]] = ()
+    remarked: ClassVar[tuple[str, ...]] = ("level", "e_value")
 
     def __post_init__(self) -> None:
         if not 0 < self.error < 1:
@@ -68,6 +71,24 @@ class Certified:
             missing[rows] = self._missing(answers[rows])
         return _share_out(np.minimum(missing, self.max - length), length, view.drawn)
 
+    def stopping_index(self, view: View) -> tuple[Int, Bool]:
+        """Draws judged when they come one by one, int32 [problems], and whether the rule stopped; see `first_stop`."""
+        needed = wins_needed(self.error, self.max)
+
+        def stops(rows: Rows, width: int) -> Bool:
+            labels = renumbered(by_draw(view, rows, width))
+            own = running_counts(labels)
+            sure = own > needed[0]  # unanimous: each draw after the first wins against all answers never given
+            several = labels.max(0) > 0
+            sure[:, several] = False
+            near = np.flatnonzero(several & (own.max(0) > needed[0]))  # the others have not won so often yet
+            if near.size:
+                bets = place_bets(labels[:, near].T)
+                sure[:, near] = certified(bets, bets.eliminated(needed)).T
+            return sure
+
+        return first_stop(view, self.max, stops, cells=2)
+
     def level(self, view: View) -> Float:
         """The least error at which the leader is certified after the judged draws; float64 [problems].
 
@@ -81,6 +102,30 @@ class Certified:
         ``view`` holds all questions of the run at their stopping points; bool [problems]. See `e_bh`.
         """
         return e_bh(e_values(in_order(view, self.max)[0]), alpha)
+
+    def remarks(self, view: View) -> dict[str, Float]:
+        """For the verdict: the anytime-valid ``level`` of the leader and the ``e_value`` that `select` goes by."""
+        answers = in_order(view, self.max)[0]
+        return {"level": anytime_level(answers), "e_value": e_values(answers)}
+
+    def statement(self, remarks: Mapping[str, Sequence[float]]) -> str:
+        """On a run: how many wrong certificates are to be expected, and how many answers `select` keeps.
+
+        Certificates stop at stakes of just 1/error, so the selection is made for a share of twice ``error``.
+        """
+        level, stakes = np.array(remarks["level"]), np.array(remarks["e_value"])
+        sure, wrong = int(np.count_nonzero(level <= self.error)), self.error * len(level)
+        said = (
+            f"{sure} of {len(level)} answers are certified; in expectation at most {wrong:.3g} of the certificates are "
+            "wrong"
+        )
+        if (share := 2 * self.error) >= 1:
+            return said
+        kept = int(np.count_nonzero(e_bh(stakes, share)))
+        return (
+            f"{said}. Of the {kept} answers with the best certificates, in expectation at most {100 * share:g} % are "
+            "not a plurality answer of the model (e-BH)"
+        )
 
     def _missing(self, answers: Int) -> Int:
         """Draws certainly missing, 0 = certified, int32 [rows]; answers [rows, draws], at least one draw."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from consilience.rules import Int, View
+from consilience.text.stopping.counts import Bool, Rows, by_draw, first_stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,18 @@ class EarlyStopping:
         drawn = view.drawn[:, 0]
         rest = np.minimum(self.window - drawn % self.window, self.max - drawn)
         return np.where(self._agreed(view) | (drawn >= self.max), 0, rest).astype(np.int32)[:, None]
+
+    def stopping_index(self, view: View) -> tuple[Int, Bool]:
+        """Draws judged when they come one by one, int32 [problems], and whether the rule stopped; see `first_stop`."""
+
+        def stops(rows: Rows, width: int) -> Bool:
+            labels = by_draw(view, rows, width)
+            hits = np.zeros(labels.shape, bool)
+            whole = labels[: width - width % self.window].reshape(-1, self.window, labels.shape[1])
+            hits[self.window - 1 :: self.window] = (whole == whole[:, :1]).all(1) & (whole[:, 0] >= 0)
+            return hits
+
+        return first_stop(view, self.max, stops, self.window)
 
     def _agreed(self, view: View) -> np.ndarray:
         """Whether some complete window (or the shorter last one) is unanimous; bool [problems]."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from consilience.rules import Int, View
+from consilience.text.stopping.counts import Bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ class SelfConsistency:
         """All draws that are missing; int32 [problems, arms]."""
         return (self.n - view.drawn).clip(min=0)
 
+    def stopping_index(self, view: View) -> tuple[Int, Bool]:
+        """The draws there are, at most ``n``, int32 [problems], and whether they are ``n``; for one arm."""
+        return _at_most(view, self.n)
+
 
 @dataclass(frozen=True, slots=True)
 class One:
@@ -43,3 +50,12 @@ class One:
     def want(self, view: View) -> Int:
         """One draw where there is none; int32 [problems, arms]."""
         return (1 - view.drawn).clip(min=0)
+
+    def stopping_index(self, view: View) -> tuple[Int, Bool]:
+        """One draw where there is one, int32 [problems], and whether there is; for one arm."""
+        return _at_most(view, 1)
+
+
+def _at_most(view: View, most: int) -> tuple[Int, Bool]:
+    drawn = view.drawn[:, 0]
+    return np.minimum(drawn, np.int32(most)), drawn >= most

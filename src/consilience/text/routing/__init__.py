@@ -1,0 +1,1 @@
+"""Rules that draw from several models, or share a budget between the problems of a run."""
