@@ -15,6 +15,7 @@ import argparse
 import collections
 import gzip
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,12 +41,20 @@ def field(problem: Problem, name: str) -> Any:
 
 
 def by_text(problem: Problem) -> list[int]:
-    """The class of every draw when programs are compared word for word."""
+    """The class of every draw by its text up to the next top-level def or class, white space folded."""
+    cut = [re.split(r"\n(?:def |class )", draw.text)[0] for draw in problem.draws]
+    return _numbered([" ".join(text.split()) for text in cut])
+
+
+def by_program(problem: Problem) -> list[int]:
+    """The class of every draw by the program that is run, word for word."""
+    entry, prompt = field(problem, "entry_point"), field(problem, "prompt")
+    return _numbered([program_of(draw.text, entry, prompt).strip() for draw in problem.draws])
+
+
+def _numbered(names: Sequence[str]) -> list[int]:
     numbers: dict[str, int] = {}
-    programs = [
-        program_of(draw.text, field(problem, "entry_point"), field(problem, "prompt")) for draw in problem.draws
-    ]
-    return [numbers.setdefault(program.strip(), len(numbers)) for program in programs]
+    return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
 def by_behaviour(source: str, prompts: dict[str, str]) -> Labeller:
@@ -112,7 +121,7 @@ def measure(problems: list[Problem], options: argparse.Namespace) -> list[dict[s
     """One row a vote."""
     prompts = published(options.examples) if options.examples else {}
     sources = ["signature", "draws"] + (["examples", "examples + outputs"] if prompts else [])
-    labellers: list[tuple[str, Labeller]] = [("text", by_text)]
+    labellers: list[tuple[str, Labeller]] = [("text", by_text), ("text of the program as run", by_program)]
     labellers += [
         (source, by_behaviour(source, prompts)) for source in sources if source in options.inputs or not options.inputs
     ]
@@ -148,7 +157,7 @@ def markdown(rows: list[dict[str, Any]], problems: list[Problem]) -> str:
     for row in rows:
         points, low, high = (100 * value for value in row["gain"])
         low_right, high_right = (100 * value for value in row["interval"])
-        name = "text" if row["vote"] == "text" else f"behaviour: {row['vote']}"
+        name = row["vote"] if row["vote"].startswith("text") else f"behaviour: {row['vote']}"
         line = [name, f"{100 * row['right']:.1f}", f"{low_right:.1f} to {high_right:.1f}", f"{100 * row['tied']:.1f}"]
         line += ["", ""] if row["vote"] == "text" else [f"{points:+.1f}", f"{low:+.1f} to {high:+.1f}"]
         line += [f"{100 * row['working']:.0f}", f"{row['classes']:.1f}", f"{100 * row['support']:.0f}"]

@@ -121,3 +121,9 @@ def test_the_sequential_optimum_is_that_of_the_rule_itself(monkeypatch: pytest.M
         for second in range(6):
             first = next(v for v in range(second, 99) if enough(v, second, threshold))
             assert first == needed[second] or needed[second] == 17
+
+
+def test_a_large_record_is_replayed_without_keeping_its_texts() -> None:
+    small, large = (as_json("large_record", "--problems", number, "--repeats", "2") for number in ("20", "1000"))
+    assert large["judged"] == pytest.approx(50 * small["judged"], rel=0.3)
+    assert large["peak_mb"] - small["peak_mb"] < 40  # the 40,000 draws as objects take more than 100 MB

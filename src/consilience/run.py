@@ -355,6 +355,7 @@ class _Tally:
     def totals(self, driver: Driver) -> dict[str, Any]:
         count, account = self.count, driver.session.account
         bought = sum(session.bought for session in driver.sessions)
+        asked = sum(session.asked for session in driver.sessions)
         problems = count["problems"]
         return {
             "problems": problems,
@@ -368,6 +369,7 @@ class _Tally:
             "draws_saved": driver.progress.saved,
             "draws_bought": bought,
             "draws_from_ledger": max(int(self.sums["draws"]) - bought, 0),
+            "asks_bought": asked,
             "failed": int(self.sums["failed"]),
             "duplicate_share": driver.duplicates.share,
             "cost": self.usage["cost"],

@@ -120,6 +120,8 @@ def _totals(outcome: Outcome) -> Table:
         ("saved against the maximum", f"{totals['draws_saved']:,} draws"),
         ("tokens", f"{totals['usage']['prompt_tokens']:,} in, {totals['usage']['completion_tokens']:,} out"),
     ]
+    if totals["asks_bought"]:
+        rows.append(("asked by the procedure", f"{totals['asks_bought']:,} replies"))
     if totals["spent"]["cost"]:
         rows.append(("money, this run", f"${totals['spent']['cost']:.6f}"))
     if totals["failed"]:

@@ -7,6 +7,7 @@ before the procedure sees them: the same ask in a later run, or in a replay, cos
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.draws import Draw
-from consilience.errors import BudgetSpent, EndpointError
+from consilience.errors import EndpointError
 from consilience.text.session import Session
 from consilience.text.sources.base import Message, Request
 
@@ -86,15 +87,14 @@ class Asker:
         )
 
     async def _draw(self, request: Request, n: int) -> list[Draw]:
+        replies: list[Draw] = []
+        self.session.asking[request.hash] += 1
         await self.session.open([request])
         try:
-            replies: list[Draw] = []
             while len(replies) < n:  # a budget may end a wave early: the next one says so
                 replies += await self.session.draw(request, range(len(replies), n))
-        except BudgetSpent:
-            self.asked += replies
-            raise
         finally:
+            self.asked += replies
             self.session.release(request)
-        self.asked += replies
+            self.session.asking -= Counter([request.hash])
         return replies

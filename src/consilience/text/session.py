@@ -29,8 +29,9 @@ class _Held:
 class Session:
     """One source, one ledger, one account; without a ``price`` the draws' cost stays unknown.
 
-    ``bought`` counts the draws the source delivered in this run, ``failed`` those of them that failed for good,
-    ``in_flight`` the draws on their way.
+    ``bought`` counts the draws the source delivered in this run, ``asked`` the replies to what procedures asked,
+    ``failed`` those of both that failed for good, ``in_flight`` what is on its way. ``asking`` holds the hashes of
+    the requests that procedures ask.
     """
 
     def __init__(self, source: Source, ledger: Ledger, account: Account, price: Price | None = None) -> None:
@@ -39,6 +40,8 @@ class Session:
         self.account = account
         self.price = price
         self.bought = 0
+        self.asked = 0
+        self.asking: Counter[str] = Counter()
         self.failed = 0
         self.in_flight = 0
         self._held: dict[str, _Held] = {}
@@ -131,7 +134,10 @@ class Session:
         def deliver(index: int, draw: Draw) -> None:
             if self.price is not None and self.source.priced and draw.cost is None:
                 draw.cost = self.price.usd(draw.prompt_tokens or 0, draw.completion_tokens or 0)
-            self.bought += 1
+            if request.hash in self.asking:
+                self.asked += 1
+            else:
+                self.bought += 1
             self.failed += draw.failed
             self.in_flight -= 1
             writes.add(self.ledger.put(request, index, draw))
