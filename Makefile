@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
-EXTRAS := test,lint,docs,local,postgres
+EXTRAS := test,lint,docs,local,postgres,serve
 PEERS := its_hub[lm]==1.2.0 AdaptiveConsistency==1.0.0 openai
 INPUTS := pyproject.toml constraints.txt
 

@@ -12,12 +12,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from consilience import record
+from consilience import policy, record
 from consilience.draws import Budget, Draw, Problem, Verdict
 from consilience.driver import Asking, Driver, Finished
-from consilience.errors import InputError
+from consilience.errors import EndpointError, InputError
 from consilience.ledger import Ledger
-from consilience.replay import replay, replay_procedure, tabulate
+from consilience.replay import replay, replay_orders, replay_procedure, tabulate
 from consilience.rules import Int, Procedure, Rule, View
 from consilience.testing import laws
 from consilience.testing.laws import ShuffledSource
@@ -298,3 +298,147 @@ def test_a_procedure_in_replay_asks_once_for_the_same_thing(tmp_path: Path) -> N
     found = asyncio.run(work())
     assert found.right.all()  # type: ignore[attr-defined]
     assert source.sent == 2 * 8
+
+
+def test_one_model_given_twice_is_refused(tmp_path: Path) -> None:
+    texts = noisy("s", 2, 0.5)
+    with pytest.raises(InputError, match="'s' is given twice"):
+        live(
+            [ShuffledSource(texts, name="s"), ShuffledSource(texts, name="s")],
+            switch(models=2, draws=3),
+            tmp_path / "l.db",
+        )
+
+
+def test_short_counts_the_draws_of_each_arm() -> None:
+    draws = [Draw(text="The answer is 1.", arm=arm) for arm in (0, 1, 1)]
+    table = tabulate([Problem(question="q", draws=draws)])
+    greedy = Rule("hedged", HedgedSampling(n=3, greedy=2), Plurality())
+    assert replay(table, greedy, repeats=2).short == 1.0
+    assert replay(table, Rule("hedged", HedgedSampling(n=3, greedy=1), Plurality()), repeats=2).short == 0.0
+
+
+def test_arms_are_named_by_number_or_model() -> None:
+    draws = [Draw(text=f"The answer is {arm}.", arm=arm, model=name) for arm, name in ((0, "small"), (1, "large"))]
+    problem = Problem(question="q", draws=draws)
+    assert tabulate([problem], arms=["large", "small"]).arm.tolist() == [[1, 0]]
+    assert tabulate([problem], arms=["1", "0"]).arm.tolist() == [[1, 0]]
+
+
+def test_replay_says_how_often_a_procedure_left_it_at_the_vote() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Undecided:
+        asks: ClassVar[bool] = False
+        needs: ClassVar[tuple[str, ...]] = ()
+
+        async def __call__(self, session: Asker, problem: Problem, draws: Sequence[Draw]) -> Verdict:
+            plural = Verdict(answer=draws[0].answer, confidence=0.5)
+            return plural.model_copy(update={"fallback": "no reply"}) if problem.id == "a" else plural
+
+    problems = [
+        Problem(id=name, question=name, answer="1", draws=[Draw(text="The answer is 1.")] * 2) for name in "abcd"
+    ]
+    found = asyncio.run(
+        replay_procedure(
+            problems,
+            tabulate(problems),
+            judged_by(Undecided(), n=2),
+            lambda: None,
+            repeats=3,
+            kind_of=lambda p: kind_of(p),
+        )
+    )
+    assert found.summary()["fallback"] == 0.25
+    assert "fallback" not in replay(tabulate(problems), Rule("sc", SelfConsistency(2), Plurality())).summary()
+
+
+@pytest.mark.parametrize("spec", ["dsc:run=4,neighbours=3,max=12", "knowledge-gradient:mean=5,max=12"])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_question_that_runs_dry_holds_up_no_other(spec: str, concurrency: int, tmp_path: Path) -> None:
+    texts = noisy("r", 24, 0.6, draws=12)
+    texts = {q: drawn[: n % 4] if n % 5 == 0 else drawn for n, (q, drawn) in enumerate(texts.items())}
+    ranks = np.random.default_rng(5).random(len(texts)).tolist()
+    problems = [
+        Problem(id=q, question=q, answer="right", difficulty=rank, draws=[Draw(text=text) for text in texts[q]])
+        for q, rank in zip(texts, ranks, strict=True)
+    ]
+    rule = policy.parse(spec)
+    finished: list[Finished] = []
+
+    async def work() -> None:
+        with Ledger(str(tmp_path / "l.db")) as store:
+            session = Session(ShuffledSource(texts), store, Account(Budget()))
+            asked = [problem.model_copy(update={"draws": []}) for problem in problems]
+            await Driver(session, rule, ASKING, concurrency=concurrency).run(asked, finished.append)
+
+    asyncio.run(work())
+    replayed = replay_orders(tabulate(problems, traits=rule.traits), rule, [np.tile(np.arange(12), (24, 1))])
+    assert [verdict_of(one).draws for one in finished] == replayed.draws[0].tolist()
+    assert [verdict_of(one).decided for one in finished] == replayed.decided[0].tolist()
+    if spec.startswith("knowledge"):
+        assert replayed.draws.sum() == 5 * 24
+    dry = np.array([len(drawn) < 12 for drawn in texts.values()])
+    assert (replayed.draws[0][~dry] >= 1).all()
+    assert replayed.draws[0][~dry].max() > 4  # a hard question among the others is not cut short
+
+
+class Refused(ShuffledSource):
+    """Refuses the greedy arm after a while; the other arm's draws are on their way by then."""
+
+    async def draw(self, request, indices, meter, deliver) -> None:
+        if request.params["temperature"] == 0:
+            raise EndpointError("no greedy draws here")
+        await asyncio.sleep(0.05)
+        await super().draw(request, indices, meter, deliver)
+
+
+def test_the_draws_of_one_arm_outlive_the_refusal_of_another(tmp_path: Path) -> None:
+    texts = noisy("s", 1, 0.5)
+    source = Refused(texts)
+    with pytest.raises(EndpointError, match="no greedy"):
+        live([source], Rule("hedged", HedgedSampling(), Plurality()), tmp_path / "l.db")
+    assert source.sent == 4
+    again = ShuffledSource(texts)
+    live([again], Rule("hedged", HedgedSampling(), Plurality()), tmp_path / "l.db")
+    assert again.sent == 1
+
+
+def test_a_budget_spent_on_the_ranking_still_ends_in_verdicts(tmp_path: Path) -> None:
+    source = ShuffledSource(noisy("s", 10, 0.5))
+
+    class Ranking(ShuffledSource):
+        async def draw(self, request, indices, meter, deliver) -> None:
+            if request.question not in source.texts:
+                self.texts.setdefault(request.question, ["1, 2"] * 3)
+                self._fails.setdefault(request.question, [False] * 3)
+            await super().draw(request, indices, meter, deliver)
+
+    finished, driver = live(
+        [Ranking(dict(source.texts))],
+        policy.parse("dsc"),
+        tmp_path / "l.db",
+        budget=Budget(draws=2),
+        questions=list(source.texts),
+    )
+    assert driver.budget_spent == "draws"
+    assert len(finished) == 10
+
+
+def test_agreement_of_a_procedure_is_by_the_draw_it_chose(tmp_path: Path) -> None:
+    drawn = [Draw(text="", answer=answer) for answer in ("1", "2", "2", "2")]
+    problems = [Problem(id="a", question="a", answer="2", kind="number", draws=drawn), Problem(id="b", question="b")]
+    problems[1].draws = [Draw(text="no idea")] * 2
+    table = tabulate(problems)
+    found = asyncio.run(
+        replay_procedure(
+            problems,
+            table,
+            policy.parse("sc:n=4+mbr:metric=exact"),
+            lambda: None,
+            repeats=3,
+            kind_of=lambda p: kind_of(p),
+        )
+    )
+    assert found.agrees.all()
+    assert found.right[:, 0].all()
+    assert not found.answered[:, 1].any()

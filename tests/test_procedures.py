@@ -240,6 +240,8 @@ def test_no_text_can_leave_its_fence(texts: list[str]) -> None:
         ("The most consistent response is Response 4.", None),
         ("The most consistent response is Response 0.", None),
         ("Response 2 is the longest.", None),
+        ("The most consistent response is Response 1 or Response 2.", None),
+        ("Response 1 and Response 3 agree. The most consistent response is Response 1, as said.", 0),
         ("The most consistent response is Response 1. No: the most consistent response is Response 2.", None),
         ("The most consistent response is Response 1. Again, the most consistent response is Response 1.", 0),
         ("The most consistent response is Response 99999999999999999999", None),

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import betainc, betaln
 
+from consilience.draws import Draw, Problem
 from consilience.rules import Rule, View
 from consilience.testing import laws
 from consilience.text.routing import knowledge_gradient, ranking
@@ -34,6 +35,7 @@ from consilience.text.stopping.asc import AdaptiveConsistency
 from consilience.text.stopping.fixed import SelfConsistency
 from consilience.text.voting.entropy_weighted import EntropyWeighted, internal_weights
 from consilience.text.voting.plurality import Plurality
+from consilience.views import number_of, trait_of
 
 PLURAL, LAST, ENTROPY = Plurality(), LastArm(), EntropyWeighted()
 RULES = [
@@ -604,3 +606,12 @@ def test_benchmark_agrees_with_itself() -> None:
     draws = [row["cost"] for row in found["difficulty"][0]["rows"]]
     assert draws[0] == 40
     assert max(draws[3:]) < 40
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["above", "below"])
+def test_a_whole_number_beyond_all_floats_is_infinite(number: int) -> None:
+    problem = Problem.model_validate({"id": "1", "question": "q?", "difficulty": number})
+    assert trait_of(problem, "difficulty") == (np.inf if number > 0 else -np.inf)
+    assert number_of(Draw.model_validate({"text": "", "confidence": number}), "confidence") == trait_of(
+        problem, "difficulty"
+    )

@@ -272,6 +272,23 @@ def test_the_calibration_is_the_isotonic_fit_of_the_search_half(surveyed: tuple[
     assert abs(mapped.confidence[:, held].mean() - alone.right[:, held].mean()) <= tuned.calibration.ece_after + 1e-9
 
 
+def test_a_policy_that_was_calibrated_before_is_calibrated_anew() -> None:
+    made, plain = problems(2 * LEAST, 8), policy.parse("sc:n=3")
+    old = replace(plain, calibration=((0.4, 0.8), (0.1, 0.2)))
+    fresh, again = (tune(made, families=["one"], own=[rule], max_drop=1.0, repeats=5) for rule in (plain, old))
+    assert [one.rule for one in fresh.candidates] == [one.rule for one in again.candidates]
+    rules = [survey(made, families=["one"], own=[rule], repeats=5) for rule in (plain, old)]
+    fits = [one._calibrate(one.rules[-1], *one.halves(0)) for one in rules]
+    assert fits[0] is not None
+    assert fits[0] == fits[1]
+
+
+@pytest.mark.parametrize("spec", ["sc:n=2+usc", "modelswitch:models=2"])
+def test_a_candidate_that_asks_or_has_several_arms_is_sent_to_replay(spec: str) -> None:
+    with pytest.raises(InputError, match=r"`replay` runs this one"):
+        survey(problems(2, 3), families=["one"], own=[policy.parse(spec)], repeats=1)
+
+
 def test_weighted_votes_are_tried_where_their_field_is_recorded() -> None:
     made = problems(60, 8)
     generator = np.random.default_rng(0)

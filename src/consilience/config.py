@@ -10,6 +10,11 @@ api_key_env = "WORK_API_KEY"
 [prices."gpt-x"]          # USD per million tokens
 input = 0.15
 output = 0.60
+
+[serve.keys.alice]        # a client of `consilience serve`
+key_env = "ALICE_KEY"
+policy = "esc:window=5,max=40"
+budget = "usd=5"
 """
 
 from __future__ import annotations
@@ -53,12 +58,32 @@ class Defaults(_Strict):
     ledger: str | None = None
 
 
+class ServeKey(_Strict):
+    """A client of the server: ``key_env`` names the environment variable that holds its key.
+
+    ``policy`` is in force unless a request names one; ``budget`` caps what the client's requests spend together
+    while the server runs.
+    """
+
+    key_env: str
+    policy: str | None = None
+    budget: str | None = None
+
+
+class Serve(_Strict):
+    """Settings of `consilience serve` that are no flags."""
+
+    keys: dict[str, ServeKey] = Field(default_factory=dict)
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+
+
 class Config(_Strict):
     """The whole file."""
 
     defaults: Defaults = Defaults()
     endpoints: dict[str, Endpoint] = Field(default_factory=dict)
     prices: dict[str, TokenPrice] = Field(default_factory=dict)
+    serve: Serve = Serve()
 
 
 def read(path: str | Path | None = None) -> Config:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from consilience.text.session import Session
 from consilience.text.sources.base import Request
 from consilience.views import kind_of, number_of, right_answer, trait_of
 
+T = TypeVar("T")
+
 PREFETCH = 0.1
 """Draws that may run ahead of the rule, as a share of the draws it has judged: the bound on what can be wasted."""
 
@@ -38,7 +41,8 @@ NOT_DRAWN = "not drawn: the budget was spent"
 class Asking:
     """How problems become requests: sampling parameters by their OpenAI names, prompt parts, answer reading.
 
-    ``required`` names the parameters the user set himself.
+    ``required`` names the parameters the user set himself. ``build`` makes a problem's request for a session and
+    the parameters of its arm, in place of prompt and ``params``.
     """
 
     params: dict[str, Any]
@@ -48,6 +52,7 @@ class Asking:
     kind: str | None = None
     pattern: re.Pattern[str] | None = None
     required: frozenset[str] = frozenset()
+    build: Callable[[Problem, Session, Mapping[str, Any]], Request] | None = None
 
 
 @dataclass
@@ -73,8 +78,8 @@ class Duplicates:
     requests: set[str] = field(default_factory=set)
     repeated_id: str | None = None
 
-    def note(self, draws: Sequence[Draw], request: str) -> None:
-        """Take in all draws of one finished question; questions with the same ``request`` (its hash) share them."""
+    def note(self, draws: Sequence[Draw], request: str, arm: int = 0) -> None:
+        """Take in an arm's draws of a finished question; questions with the same ``request`` (its hash) share them."""
         if request in self.requests:
             return
         self.requests.add(request)
@@ -86,10 +91,11 @@ class Duplicates:
         here: set[str] = set()
         for draw in draws:
             name = (draw.model_extra or {}).get("completion_id")
-            if name in self.ids or (name in here and draw.prompt_tokens):  # siblings of one call share its id
+            known = f"{arm} {name}"  # two endpoints may count their calls alike
+            if known in self.ids or (known in here and draw.prompt_tokens):  # siblings of one call share its id
                 self.repeated_id = self.repeated_id or str(name)
             if name:
-                here.add(str(name))
+                here.add(known)
         self.ids |= here
 
     @property
@@ -176,7 +182,11 @@ class Driver:
 
     async def _prepare(self, problems: Sequence[Problem]) -> None:
         """Ask the model for the numbers per problem that the rule reads, where they are not given."""
-        await prepare(problems, self.rule, self._asker())
+        try:
+            for line in await prepare(problems, self.rule, self._asker()):
+                self.warn(line)
+        except BudgetSpent as stop:  # the numbers stay unknown, and the run goes on to its verdicts
+            self._why_ended(stop)
 
     def _asker(self) -> Asker:
         asking = self.asking
@@ -197,12 +207,18 @@ class Driver:
                 self._open[number] = opened
                 yield number, opened
 
+    def tallies(self) -> dict[int, dict[str, int]]:
+        """The votes so far of the problems that are open, by their place in the run."""
+        return {number: opened.prefix.tally() for number, opened in self._open.items()}
+
     def _kind(self, problem: Problem) -> str:
         return kind_of(problem, self.asking.kind)
 
     def requests(self, problem: Problem) -> list[Request]:
         """The request of each arm that a problem's draws are drawn from."""
         asking = self.asking
+        if asking.build is not None:
+            return [asking.build(problem, arm.session, arm.params) for arm in self._arms]
         return [
             Request(
                 endpoint=arm.session.source.endpoint,
@@ -245,7 +261,7 @@ class Driver:
         problem.draws = [
             draw for arm, draws in enumerate(by_arm) for draw in opened.prefix.with_answers(draws, shared[arm], arm)
         ]
-        finished.put(number, Finished(problem, opened.kind, right))
+        finished.put(number, Finished(problem, opened.kind, right, first))
 
     async def _conclude(self, opened: _Open, reason: str) -> tuple[Verdict, Draw | None, list[Draw]]:
         """The verdict on the judged draws, its first supporting draw, and the replies a procedure asked for."""
@@ -286,7 +302,7 @@ class Driver:
             self._prefetch()
             outcomes = [await self._wave(opened, *waves[0])]
         else:
-            outcomes = await asyncio.gather(*(self._wave(opened, *wave) for wave in waves))
+            outcomes = await _all_of(self._wave(opened, *wave) for wave in waves)
         stop = None
         for (arm, indices), (draws, ended) in zip(waves, outcomes, strict=True):
             await opened.prefix.take(draws, self.asking.pattern, arm)
@@ -383,7 +399,7 @@ class Driver:
         self.on_progress(self.progress)
         for arm, drawn in enumerate(by_arm):
             if self._arms[arm].params.get("temperature") != 0:
-                self.duplicates.note(drawn, f"{request} {arm}")
+                self.duplicates.note(drawn, f"{request} {arm}", arm)
         draws = [draw for drawn in by_arm for draw in drawn]
         if not self._failure_said and (
             reason := next((d.error for d in draws if d.error not in (None, NOT_DRAWN)), None)
@@ -429,6 +445,9 @@ def _arms(sessions: Sequence[Session], rule: Rule) -> list[_Arm]:
     if len(sessions) != rule.arms or rule.settings is not None:
         several = 1 if rule.settings is not None else rule.arms
         raise InputError(f"policy {rule.name}: draws from {_models(several)}, but {_models(len(sessions))} given")
+    names = Counter((session.source.endpoint, session.source.model) for session in sessions)
+    if twice := [model for (_, model), times in names.items() if times > 1]:
+        raise InputError(f"policy {rule.name}: {twice[0]!r} is given twice; its draws would be counted twice")
     return [_Arm(session, {}) for session in sessions]
 
 
@@ -461,7 +480,9 @@ class _Rounds:
     def _judge(self) -> None:
         while self._waiting and len(self._waiting) + len(self._gone) == self._problems:
             numbers = sorted(self._prefixes)
-            want = self._rule.want(view_of([self._prefixes[number] for number in numbers], self._rule))
+            view = view_of([self._prefixes[number] for number in numbers], self._rule)
+            closed = np.array([number in self._gone for number in numbers])
+            want = self._rule.want(replace(view, closed=closed))
             wanted = {number: row for number, row in zip(numbers, want, strict=True) if number in self._waiting}
             over = not any(row.any() for row in wanted.values())
             for number, row in wanted.items():
@@ -472,20 +493,33 @@ class _Rounds:
             return
 
 
-async def prepare(problems: Sequence[Problem], rule: Rule, asker: Asker | None) -> None:
+async def _all_of(waves: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them give; raises what one raised only when the others, whose draws are being paid for, are over."""
+    results = await asyncio.gather(*waves, return_exceptions=True)
+    done: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done
+
+
+async def prepare(problems: Sequence[Problem], rule: Rule, asker: Asker | None) -> list[str]:
     """Give every problem the numbers that the rule reads, asking the model for those that are missing.
 
-    Raises InputError where there is nobody to ask.
+    Returns what the user should read. Raises InputError where there is nobody to ask.
     """
     missing = [name for name in rule.traits if any(isnan(trait_of(problem, name)) for problem in problems)]
     if not missing or not problems:
-        return
+        return []
     if asker is None or not hasattr(rule.stop, "prepare"):
         raise InputError(f"policy {rule.name}: the problems have no {missing[0]!r}, and there is no model to ask")
     found: dict[str, Sequence[float]] = await rule.stop.prepare(asker, problems)
     for name in missing:
         for problem, value in zip(problems, found[name], strict=True):
             setattr(problem, name, float(value))
+    alike = [name for name in missing if len(problems) > 1 and len(set(found[name])) == 1]
+    return [f"{rule.name}: the model's replies gave no {name}; all problems count alike" for name in alike]
 
 
 async def conclude(
@@ -522,11 +556,15 @@ def usage_of(draws: Iterable[Draw]) -> Usage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A problem with its draws and verdict, the answer kind in force, and whether the verdict is right (if known)."""
+    """A problem with its draws and verdict, the answer kind in force, and whether the verdict is right (if known).
+
+    ``first`` is the first judged draw that supports the verdict's answer.
+    """
 
     problem: Problem
     kind: str
     right: bool | None
+    first: Draw | None = None
 
 
 class _InOrder:

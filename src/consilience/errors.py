@@ -10,7 +10,12 @@ class InputError(ConsilienceError):
 
 
 class EndpointError(ConsilienceError):
-    """The endpoint refused the whole run (no authority, no such model, a parameter the user set)."""
+    """The endpoint refused the whole run (no authority, no such model, a parameter the user set).
+
+    ``refused`` is the refusal itself (`consilience.text.transport.Refused`), where there was a reply.
+    """
+
+    refused: Exception | None = None
 
 
 class BudgetSpent(ConsilienceError):

@@ -20,7 +20,7 @@ from consilience.rules import Rule
 from consilience.run import Outcome, Settings
 from consilience.tune import Figures, Tuned
 from consilience.tune.results import LEVEL
-from consilience.views import answer_of, kind_of
+from consilience.views import answer_of, entry_point_of, kind_of
 
 REPORTED = ("answered", "abstained", "draws", "failed", "seconds")
 
@@ -153,7 +153,9 @@ def recorded_rows(
     for problem in problems:
         kind_here = kind_of(problem, kind)
         verdict, right = judge(problem, rule, kind_here, pattern)
-        draws = [draw.model_copy(update={"answer": answer_of(draw, kind_here, pattern)}) for draw in problem.draws]
+        entry_point = entry_point_of(problem, kind_here)
+        found = [answer_of(draw, kind_here, pattern, entry_point) for draw in problem.draws]
+        draws = [draw.model_copy(update={"answer": answer}) for draw, answer in zip(problem.draws, found, strict=True)]
         shown = problem.model_copy(update={"verdict": verdict, "draws": draws, "collected_by": rule.name})
         rows.append(question_row(Finished(shown, kind_here, right)))
     return rows

@@ -49,9 +49,12 @@ def parse(spec: str) -> Rule:
     if vote_name != DEFAULT_VOTE or default != DEFAULT_VOTE:
         name += f"+{vote_name}"
     if isinstance(vote, Procedure):
-        return Rule(name, stop, _build(DEFAULT_VOTE, "vote", spec), procedure=vote)
+        rule = Rule(name, stop, _build(DEFAULT_VOTE, "vote", spec), procedure=vote)
+        if (arm := getattr(vote, "arm", -1)) >= rule.arms:
+            raise InputError(f"policy {rule.name}: there is no arm {arm}: {rule.arms} in all, counted from 0")
+        return rule
     rule = Rule(name, stop, vote)
-    if rule.arms > 1:
+    if vote_name != DEFAULT_VOTE:
         _check_arms(rule)
     return rule
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from consilience.draws import Draw, Problem, Usage, Verdict
 from consilience.rules import Int, Rule, View
-from consilience.views import answer_of, classes_of, number_of, trait_of
+from consilience.views import answer_of, classes_of, entry_point_of, number_of, trait_of
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class Prefix:
         self.kind = kind
         self.arms = [Arm() for _ in range(arms)]
         self.classes = classes_of(problem, kind)
+        self._entry_point = entry_point_of(problem, kind)
 
     @property
     def draws(self) -> list[Draw]:
@@ -46,13 +48,13 @@ class Prefix:
 
     def add(self, draw: Draw, pattern: re.Pattern[str] | None = None, arm: int = 0) -> None:
         """One more draw; may block (symbolic work, running code)."""
-        answer = answer_of(draw, self.kind, pattern)
+        answer = answer_of(draw, self.kind, pattern, self._entry_point)
         self._append(draw, answer, self.classes.add(answer), arm)
 
     async def take(self, draws: Iterable[Draw], pattern: re.Pattern[str] | None = None, arm: int = 0) -> None:
         """More draws, without blocking the event loop."""
         for draw in draws:
-            answer = answer_of(draw, self.kind, pattern)
+            answer = answer_of(draw, self.kind, pattern, self._entry_point)
             slow = answer is not None and self.classes.needs_symbolic(answer)
             label = await self.classes.add_async(answer) if slow else self.classes.add(answer)
             self._append(draw, answer, label, arm)
@@ -95,6 +97,11 @@ class Prefix:
             for arm in self.arms:
                 if index < len(arm.draws):
                     yield arm.draws[index], arm.labels[index]
+
+    def tally(self) -> dict[str, int]:
+        """Votes per answer, all arms together, the most votes first."""
+        labels = Counter(label for arm in self.arms for label in arm.labels if label >= 0)
+        return {self.classes.representatives[label]: count for label, count in labels.most_common()}
 
     def supporter(self, answer: str | None) -> Draw | None:
         """The first judged draw whose answer is of the same class; may block."""

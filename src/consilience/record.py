@@ -65,6 +65,17 @@ def write(path: str | Path, problems: Iterable[Problem]) -> int:
     return count
 
 
+def check_place(path: Path) -> None:
+    """Raises InputError where `replacing` could not write; leaves nothing behind but the folder."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream beside ``path`` (gzip by its suffix) that takes its place when the block ends well.

@@ -37,13 +37,19 @@ __all__ = [
     "tabulate",
 ]
 
+HINTS = {"mean_logprob": " (nor 'token_logprobs', nor 'logprob' with 'completion_tokens')"}
+"""Where else a field of a draw may come from."""
+
 CELLS = 1_000_000
 """Draws (problems times orders times draws) that are simulated together: bounds the memory, fits the caches."""
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One policy over all problems and orders: arrays [repeats, problems]."""
+    """One policy over all problems and orders: arrays [repeats, problems].
+
+    ``fell_back``: whether a procedure had to leave it at the vote; None where the policy has none.
+    """
 
     rule: Rule
     draws: Int
@@ -56,6 +62,7 @@ class Replayed:
     cost: Float
     known: NDArray[np.bool_]
     short: float
+    fell_back: NDArray[np.bool_] | None = None
 
     def accuracy_per_problem(self) -> Float:
         """Share of orders in which the verdict is right, float64 [problems whose gold answer is known]."""
@@ -67,6 +74,7 @@ class Replayed:
         accurate = self.accuracy_per_problem()
         interval = proportion_interval(accurate) if accurate.size else None
         wrong = (self.decided & ~self.right)[:, self.known]
+        fallback = {} if self.fell_back is None else {"fallback": float(self.fell_back.mean())}
         return {
             "policy": self.rule.name,
             "accuracy": float(accurate.mean()) if accurate.size else None,
@@ -80,6 +88,7 @@ class Replayed:
             "short": self.short,
             "problems": self.draws.shape[1],
             "repeats": self.draws.shape[0],
+            **fallback,
         }
 
 
@@ -134,9 +143,16 @@ def _replay(
         through += len(chosen)
         on_orders(through)
     return [
-        Replayed(rule=rule, known=table.known, short=float((table.counts < rule.max).mean()), **_joined(done))
+        Replayed(rule=rule, known=table.known, short=_short(table, rule), **_joined(done))
         for rule, done in zip(rules, chunks, strict=True)
     ]
+
+
+def _short(table: Table, rule: Rule) -> float:
+    """The share of problems with fewer draws than the rule may ask for, of any arm."""
+    if rule.arms == 1:
+        return float((table.counts < rule.max).mean())
+    return float((table.counts_by_arm() < np.array(rule.max_by_arm)).any(1).mean())
 
 
 def _batches(orders: Iterable[NDArray[np.intp]], size: int) -> Iterator[list[NDArray[np.intp]]]:
@@ -153,7 +169,7 @@ def _check(table: Table, rule: Rule) -> None:
     """Raises InputError where the record lacks what the rule reads."""
     for name in rule.needs:
         if np.isnan(table.fields[name]).all():
-            raise InputError(f"policy {rule.name}: the record's draws hold no {name!r}")
+            raise InputError(f"policy {rule.name}: the record's draws hold no {name!r}{HINTS.get(name, '')}")
     for name in rule.traits:
         if np.isnan(table.traits[name]).any():
             raise InputError(f"policy {rule.name}: the record's problems hold no {name!r} (--model can be asked)")
@@ -223,7 +239,7 @@ def _judge_all(shuffled: _Shuffled, rule: Rule, full: Int, repeats: int) -> dict
 
 
 def _judge_one_arm(shuffled: _Shuffled, rule: Rule) -> dict[str, Any]:
-    """All draws of a problem as one arm: rows are looked at 8 draws wide, those that go on 16 wide, and so on."""
+    """All draws of a problem as one arm: rows are looked at a few draws wide, those that go on twice as wide."""
     rows = len(shuffled.counts)
     found: dict[str, Any] = {
         "draws": np.zeros(rows, np.int32),
@@ -253,11 +269,11 @@ def _judge_one_arm(shuffled: _Shuffled, rule: Rule) -> dict[str, Any]:
 
 
 def _widths(rule: Rule, most: int) -> Iterator[int]:
-    """8, 16, 32, ..., ``most``; from the start as wide as the rule certainly needs, and at once if it couples rows."""
+    """As many draws as the rule certainly needs (at least 4), twice that, ..., ``most``; at once if it couples rows."""
     empty = View(
         np.zeros((1, 1, 0), np.int32), np.zeros((1, 1), np.int32), {n: np.zeros((1, 1, 0)) for n in rule.needs}
     )
-    width = most if rule.coupled or rule.traits else max(8, int(rule.want(empty).max()))
+    width = most if rule.coupled or rule.traits else max(4, int(rule.want(empty).max()))
     while width < most:
         yield width
         width *= 2
@@ -409,8 +425,7 @@ async def replay_procedure(
         reasons = ["rule" if end else "source exhausted" for end in stopped]
         said = await asyncio.gather(*(one(number, prefix, reasons[number]) for number, prefix in enumerate(prefixes)))
         parts.append(_concluded(problems, table, rule, full.winners(shuffled), prefixes, stopped, said, kind_of))
-    short = float((table.counts < rule.max).mean())
-    return Replayed(rule=rule, known=table.known, short=short, **_joined(parts))
+    return Replayed(rule=rule, known=table.known, short=_short(table, rule), **_joined(parts))
 
 
 def _taken(shuffled: _Shuffled, rule: Rule) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -452,7 +467,9 @@ def _concluded(
     """One order's conclusions as arrays [1, problems]."""
     columns: dict[str, list[Any]] = {}
     for number, (problem, prefix, (verdict, first, asked)) in enumerate(zip(problems, prefixes, said, strict=True)):
-        same = [index for index, draw in enumerate(problem.draws) if draw is first or _same_text(draw, first)]
+        chosen = (verdict.model_extra or {}).get("chosen")  # of these `first` is a copy
+        original = first if chosen is None else [draw for draw, _ in prefix.sighted()][chosen]
+        same = [index for index, draw in enumerate(problem.draws) if draw is original]
         label = int(table.labels[number, same[0]]) if same else -1
         used = [*prefix.draws, *asked]
         row = {
@@ -460,18 +477,15 @@ def _concluded(
             "decided": bool(stopped[number]) and len(prefix.draws) < rule.max,
             "answered": verdict.answer is not None,
             "right": bool(right_answer(verdict.answer, first, problem, kind_of(problem))),
-            "agrees": label >= 0 and label == full[number],
+            "agrees": label == full[number] and (label >= 0 or verdict.answer is None),
             "confidence": verdict.confidence,
+            "fell_back": "fallback" in (verdict.model_extra or {}),
             "tokens": _sum_or_nan([_tokens(draw) for draw in used]),
             "cost": _sum_or_nan([draw.cost for draw in used]),
         }
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     return {name: np.array([values]) for name, values in columns.items()}
-
-
-def _same_text(draw: Draw, first: Draw | None) -> bool:
-    return first is not None and draw.text == first.text and draw.model == first.model
 
 
 def _tokens(draw: Draw) -> float | None:

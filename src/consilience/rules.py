@@ -8,7 +8,7 @@ the labels carry no meaning but equality. What has to read the texts, or to ask 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -26,13 +26,20 @@ class View:
     setting. drawn: int32 [problems, arms], how many leading draws of each arm are to be judged: entries past it
     hold no information. fields: float64 [problems, arms, draws] each, nan = absent (``logprob``, ``reward``,
     ``completion_tokens``, ...). traits: float64 [problems] each, nan = unknown: what is known of a problem before
-    anything is drawn (``difficulty``).
+    anything is drawn (``difficulty``). closed: bool [problems], of which no further draw can be had (None: of none);
+    a rule that couples its problems must want nothing of these, or the others wait for them in vain.
     """
 
     answers: Int
     drawn: Int
     fields: Mapping[str, Float] = field(default_factory=dict)
     traits: Mapping[str, Float] = field(default_factory=dict)
+    closed: NDArray[np.bool_] | None = None
+
+    @property
+    def open(self) -> NDArray[np.bool_]:
+        """The problems of which further draws can be had; bool [problems]."""
+        return np.ones(len(self.drawn), np.bool_) if self.closed is None else ~self.closed
 
     @classmethod
     def single(cls, answers: NDArray[np.integer], drawn: NDArray[np.integer] | None = None) -> View:
@@ -54,11 +61,12 @@ class StopRule(Protocol):
     """Says how many further draws are certainly needed.
 
     A rule may also have these attributes, read through `Rule` with the defaults given there: ``arms`` (int, how many
-    arms it draws from), ``settings`` (sampling parameters per arm, where the arms are settings of one model),
-    ``coupled`` (bool: a problem's ``want`` depends on the other problems of the run), ``traits`` (numbers per problem
-    it reads), ``prepare`` (gets those numbers from a model), ``stopping_index`` (the whole of replay in one call),
-    ``vote`` (the vote that belongs to it, where that is not the plurality), ``remarks(view)`` (numbers for the verdict,
-    float64 [problems] each, named in ``remarked``) and ``statement`` (a sentence on a run, from those numbers).
+    arms it draws from), ``counts`` (the most draws of each of several arms), ``settings`` (sampling parameters per
+    arm, where the arms are settings of one model), ``coupled`` (bool: a problem's ``want`` depends on the other
+    problems of the run), ``traits`` (numbers per problem it reads), ``prepare`` (gets those numbers from a model),
+    ``stopping_index`` (the whole of replay in one call), ``vote`` (the vote that belongs to it, where that is not the
+    plurality), ``remarks(view)`` (numbers for the verdict, float64 [problems] each, named in ``remarked``) and
+    ``statement`` (a sentence on a run, from those numbers).
     """
 
     @property
@@ -131,6 +139,11 @@ class Rule:
         return int(getattr(self.stop, "arms", 1))
 
     @property
+    def max_by_arm(self) -> tuple[int, ...]:
+        """The most draws the rule may ask for of each arm."""
+        return tuple(getattr(self.stop, "counts", (self.max,) * self.arms))
+
+    @property
     def settings(self) -> tuple[Mapping[str, Any], ...] | None:
         """Sampling parameters per arm where the arms are settings of one model; None where they are models."""
         return getattr(self.stop, "settings", None)
@@ -186,11 +199,11 @@ class Rule:
         if closed_form is not None and view.answers.shape[1] == 1:
             index, stopped = cast("tuple[Int, NDArray[np.bool_]]", closed_form(view))
             return index[:, None], stopped
-        return _ask_and_give(self, view)
+        return _ask_all(self, view) if self.coupled else _ask_and_give(self, view)
 
 
 def _ask_and_give(rule: Rule, view: View) -> tuple[Int, NDArray[np.bool_]]:
-    """`Rule.stopping_index` by asking; a coupled rule is asked about all its problems at once to the end."""
+    """`Rule.stopping_index` by asking."""
     drawn = np.zeros_like(view.drawn)
     stopped = np.zeros(len(drawn), bool)
     rows = np.arange(len(drawn))
@@ -203,8 +216,23 @@ def _ask_and_give(rule: Rule, view: View) -> tuple[Int, NDArray[np.bool_]]:
         given = step.any(1)
         if not given.any():
             break
-        rows = rows if rule.coupled else rows[given]
+        rows = rows[given]
     return drawn, stopped
+
+
+def _ask_all(rule: Rule, view: View) -> tuple[Int, NDArray[np.bool_]]:
+    """`Rule.stopping_index` of a coupled rule: all problems are asked about together, to the end."""
+    every = np.arange(len(view.drawn))
+    drawn, closed = np.zeros_like(view.drawn), np.zeros(len(every), bool)
+    while True:
+        seen = _rows(view, every, drawn, int(drawn.max(initial=0)))
+        want = rule.want(replace(seen, closed=closed))
+        left = view.drawn - drawn
+        short = (want > left).any(1)
+        if not (np.minimum(want, left).any() or (short & ~closed).any()):
+            return drawn, ~closed & (want == 0).all(1)
+        drawn = drawn + np.minimum(want, left).astype(np.int32)
+        closed = closed | short
 
 
 def _rows(view: View, rows: NDArray[np.intp], drawn: Int, width: int) -> View:

@@ -21,14 +21,14 @@ from consilience.driver import NOT_DRAWN, Asking, Driver, Finished, Progress
 from consilience.errors import InputError
 from consilience.ledger import Ledger
 from consilience.rules import Rule
-from consilience.text.answers import compile_pattern
+from consilience.text.answers import BEHAVIOUR_KINDS, compile_pattern
 from consilience.text.asking import Asker
 from consilience.text.budget import Account, Price
 from consilience.text.prompts import read_template
 from consilience.text.session import Session
 from consilience.text.sources import open_source
 from consilience.text.sources.base import Source
-from consilience.views import kind_of
+from consilience.views import classes_of, kind_of
 
 Problems = str | Path | Iterable[str | Mapping[str, Any] | Problem]
 
@@ -226,11 +226,12 @@ async def stream(
     required = settings.required
     settings, config = settings.resolved()
     todo, drawn = read_problems(problems)
-    if drawn:
+    if drawn and not any(name.startswith("record:") for name in settings.models):
         warn(f"{drawn} problems already hold draws, which are not used here (to vote on them: --model record:FILE)")
     rule = policy.parse(cast(str, settings.policy))
-    for problem in todo:
-        kind_of(problem, settings.kind)
+    for problem in todo:  # whatever is wrong with a problem is said before anything is spent
+        if (kind := kind_of(problem, settings.kind)) in BEHAVIOUR_KINDS:
+            classes_of(problem, kind)
     tally = _Tally(rule)
     async with AsyncExitStack() as stack:
         asking = settings.asking(required)
@@ -251,6 +252,9 @@ async def stream(
         await driver.run(todo, finish)
     names = " + ".join(session.source.name for session in sessions)
     notes = [note for session in sessions for note in session.source.notes]
+    if tally.fallbacks:
+        share = f"{len(tally.fallbacks)} of {len(todo)} questions"
+        notes.append(f"{rule.name}: the procedure left {share} to the vote; the first because {tally.fallbacks[0]}")
     if said := rule.statement(tally.remarks):
         notes.append(said)
     return Outcome(tally.totals(driver), rule.name, names, rule.max, list(dict.fromkeys(notes)))
@@ -334,6 +338,7 @@ class _Tally:
         self.sums: dict[str, float] = dict.fromkeys(("judged", "draws", "failed"), 0)
         self.usage: dict[str, float] = dict.fromkeys(("prompt_tokens", "completion_tokens", "cost"), 0)
         self.remarks: dict[str, list[float]] = {}
+        self.fallbacks: list[str] = []
 
     def add(self, one: Finished) -> None:
         verdict = one.problem.verdict
@@ -348,6 +353,8 @@ class _Tally:
         self.sums["failed"] += sum(draw.failed for draw in one.problem.draws)
         for name in self.usage:
             self.usage[name] += getattr(verdict.usage, name)
+        if (why := (verdict.model_extra or {}).get("fallback")) is not None:
+            self.fallbacks.append(str(why))
         for name in self.rule.remarked:
             if (value := (verdict.model_extra or {}).get(name)) is not None:
                 self.remarks.setdefault(name, []).append(value)
@@ -370,6 +377,7 @@ class _Tally:
             "draws_bought": bought,
             "draws_from_ledger": max(int(self.sums["draws"]) - bought, 0),
             "asks_bought": asked,
+            "fallbacks": len(self.fallbacks),
             "failed": int(self.sums["failed"]),
             "duplicate_share": driver.duplicates.share,
             "cost": self.usage["cost"],

@@ -42,6 +42,10 @@ class Table:
     arms: tuple[str, ...] = ()
     stopped_by: str | None = None
 
+    def counts_by_arm(self) -> Int:
+        """The draws of each arm, int32 [P, arms]."""
+        return np.stack([(self.arm == number).sum(1) for number in range(len(self.arms))], axis=1).astype(np.int32)
+
     @cached_property
     def recorded(self) -> dict[str, bool]:
         """Whether any draw tells its tokens and its cost."""
@@ -101,11 +105,11 @@ class _Rows:
 
     def _arm(self, draw: Draw) -> int:
         recorded = (draw.model_extra or {}).get("arm")
-        name = str(recorded) if recorded is not None else draw.model or ""
-        self.seen_arms.add(name)
+        names = [draw.model or ""] if recorded is None else [str(recorded), draw.model or ""]
+        self.seen_arms.update(names)
         if self.open_arms:
-            return self.arms.setdefault(name, len(self.arms))
-        return self.arms.get(name, -1)
+            return self.arms.setdefault(names[0], len(self.arms))
+        return next((self.arms[name] for name in names if name in self.arms), -1)
 
     def table(self, needs: tuple[str, ...]) -> Table:
         counts = np.array([len(labels) for labels in self.labels], np.int32)

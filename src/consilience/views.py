@@ -13,16 +13,31 @@ from consilience.text.answers import BEHAVIOUR_KINDS, AnswerClasses
 from consilience.text.voting.token_statistics import FIELDS, token_statistics
 
 
-def answer_of(draw: Draw, kind: str, pattern: re.Pattern[str] | None = None) -> str | None:
-    """A draw's answer: its own ``answer`` unless a pattern is given, else what is extracted from its text."""
+def answer_of(
+    draw: Draw, kind: str, pattern: re.Pattern[str] | None = None, entry_point: str | None = None
+) -> str | None:
+    """A draw's answer: its own ``answer`` unless a pattern is given, else what is extracted from its text.
+
+    A reply that calls tools has the calls for an answer, whatever text is beside them. ``entry_point``: see
+    `entry_point_of`; without it a reply's last block of code is taken, were it only a test of the one before.
+    """
     if draw.failed:
         return None
     if draw.answer is not None and pattern is None:
         return draw.answer
-    calls = (draw.model_extra or {}).get("tool_calls")
-    if calls and not draw.text:
+    if calls := (draw.model_extra or {}).get("tool_calls"):
+        return answers.call_answer(calls)
+    reason = draw.finish_reason
+    return answers.extract(draw.text, kind, pattern=pattern, finish_reason=reason, entry_point=entry_point)
+
+
+def entry_point_of(problem: Problem, kind: str) -> str | None:
+    """The function that a reply to a problem of kind ``code`` is to define; None for the other kinds."""
+    if kind != "code":
         return None
-    return answers.extract(draw.text, kind, pattern=pattern, finish_reason=draw.finish_reason)
+    from consilience.text.answers.behaviour import entry_point_of as named
+
+    return named(problem) or None
 
 
 def kind_of(problem: Problem, override: str | None = None) -> str:
@@ -78,7 +93,7 @@ def trait_of(problem: Problem, name: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"problem {problem.id!r}: field {name!r} must be a number, got {str(value)[:40]!r}")
-    return float(value)
+    return _float(value)
 
 
 def number_of(draw: Draw, name: str) -> float:
@@ -93,7 +108,15 @@ def number_of(draw: Draw, name: str) -> float:
         return float("nan")
     if not isinstance(value, (int, float)):
         raise InputError(f"the draws' field {name!r} must be a number, got {str(value)[:40]!r}")
-    return float(value)
+    return _float(value)
+
+
+def _float(value: float) -> float:
+    """As ``float``, a whole number beyond all floats as infinity."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _likelihood(draw: Draw, name: str) -> float | None:
@@ -126,7 +149,8 @@ def right_answer(answer: str | None, first: Draw | None, problem: Problem, kind:
 def label_all(problem: Problem, kind: str, pattern: re.Pattern[str] | None = None) -> tuple[list[int], Classes]:
     """The class of every draw of a problem, in order, and the classes."""
     classes = classes_of(problem, kind)
-    found = [answer_of(draw, kind, pattern) for draw in problem.draws]
+    entry_point = entry_point_of(problem, kind)
+    found = [answer_of(draw, kind, pattern, entry_point) for draw in problem.draws]
     if (run_all := getattr(classes, "run_all", None)) is not None:  # programs run side by side
         run_all([answer for answer in found if answer is not None])
     return [classes.add(answer) for answer in found], classes

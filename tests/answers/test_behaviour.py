@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from consilience.draws import Problem
 from consilience.errors import InputError
+from consilience.prefix import Prefix
 from consilience.text.answers import AnswerClasses, canonical, check_kind, compare, equal_to_gold, extract
 from consilience.text.answers.behaviour import Behaviour, BehaviourClasses
 from consilience.text.answers.code import program_of, read_code, read_sql
 from consilience.text.answers.inputs import MISSING, derive_inputs, enlarge, examples_in, mutations
 from consilience.text.answers.signatures import seeds_of_signature
 from consilience.text.prompts import ENDINGS, messages
+from consilience.text.voting.candidates import answer_in
+from consilience.views import label_all
 
 RECORDS = Path(os.environ.get("CONSILIENCE_RECORDS", Path(__file__).parents[3] / "shared" / "records"))
 PROMPT = 'import math\n\n\ndef double(x: int) -> int:\n    """Twice x.\n    >>> double(2)\n    4\n    """\n'
@@ -389,3 +392,25 @@ def test_recorded_programs_agree_with_their_flags() -> None:
     winner = Counter(label for label in labels if label >= 0).most_common(1)[0][0]
     assert passed[winner] == {True}
     assert passed.get(-1, {False}) == {False}
+
+
+# ---------------------------------------------------------------------------------- replies with more than one block
+
+TESTED = (
+    "```python\ndef double(x):\n    return 2 * x\n```\nA test of it:\n"
+    "```python\ndef test_double():\n    assert double(1) == 2\n```\n"
+)
+
+
+def test_the_block_that_defines_the_function_is_the_answer_not_the_test_after_it() -> None:
+    said = [TESTED, "```python\ndef double(x):\n    return x + x\n```", "```python\ndef test_double():\n    pass\n```"]
+    problem = code_problem(inputs=[[1], [2]], draws=[{"text": text} for text in said])
+    assert label_all(problem, "code")[0] == [0, 0, -1]
+    prefix = Prefix(problem, "code")
+    for draw in problem.draws:
+        prefix.add(draw)
+    assert prefix.arms[0].labels == [0, 0, -1]
+    assert answer_in(problem.draws[0], problem) == "def double(x):\n    return 2 * x"
+    assert answer_in(problem.draws[0], code_problem(entry_point="", prompt=PROMPT)) == answer_in(
+        problem.draws[0], problem
+    )

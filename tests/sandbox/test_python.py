@@ -491,3 +491,29 @@ def test_the_room_bounds_the_form(value: Any) -> None:
             continue
         assert (given_shape, list(map(repr, given_floats))) == (shape, list(map(repr, floats)))
         assert len(given_shape) <= 12 * (room + 2)
+
+
+@pytest.mark.parametrize(
+    ("forged", "status", "calls"),
+    [
+        ("'call', 0, 'returned', 'F', 'no float'", "finished", [("raised", "MalformedReport")]),
+        ("'call', 0, 'returned', 'F', '0x1p99999'", "finished", [("raised", "MalformedReport")]),
+        ("'end'", "exited", []),
+    ],
+)
+def test_a_program_that_speaks_for_its_reporter_does_not_harm_the_caller(
+    forged: str, status: str, calls: list[tuple[str, str]]
+) -> None:
+    source = f"""
+        import os, sys
+        def f(x):
+            frame = sys._getframe()
+            while 'report' not in frame.f_locals:
+                frame = frame.f_back
+            frame.f_locals['report']({forged})
+            if ({forged},) == ('end',):
+                os._exit(0)
+        """
+    outcome = run_python(textwrap.dedent(source), entry_point="f", inputs=[[1]], limits=SHORT)
+    assert outcome.status == status
+    assert [(one.status, one.shape) for one in outcome.calls] == calls

@@ -12,10 +12,13 @@ import sys
 def main() -> None:
     """Entry point of the ``consilience`` command."""
     from consilience.cli.app import app
-    from consilience.errors import ConsilienceError
+    from consilience.errors import BudgetSpent, ConsilienceError
 
     try:
         app(standalone_mode=True)
+    except BudgetSpent as error:
+        print(f"error: {error}; what was bought is in the ledger", file=sys.stderr)
+        sys.exit(3)
     except ConsilienceError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)

@@ -47,6 +47,12 @@ Report = Annotated[
 ]
 
 
+def _once(values: list[str] | None) -> list[str] | None:
+    if values and len(values) > 1:
+        raise typer.BadParameter("give one policy; `replay` compares several")
+    return values
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"consilience {__version__}")
@@ -70,7 +76,8 @@ def solve(
         typer.Option("--model", help="house, hf:PATH, record:FILE or openai:MODEL@URL; again for more arms."),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="stop:key=value,...[+vote:...] or @FILE; default asc.")
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--policy", callback=_once, help="stop:key=value,...[+vote:...] or @FILE; default asc."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Caps of the run: draws=,tokens=,usd=,seconds=.")
@@ -97,7 +104,7 @@ def solve(
 
     settings = {
         "model": model,
-        "policy": policy,
+        "policy": policy[0] if policy else None,
         "budget": budget,
         "temperature": temperature,
         "top_p": top_p,

@@ -17,7 +17,10 @@ def run(*, as_json: bool) -> None:
         listed = [{name: getattr(method, name) for name in fields} for method in register().values()]
         print(json.dumps({"methods": listed}, indent=1))
         return
-    table = Table("id", "role", "what it does", "paper", "needs", title="Registered methods")
+    table = Table(title="Registered methods")
+    table.add_column("id", no_wrap=True)
+    for name in ("role", "what it does", "paper", "needs"):
+        table.add_column(name)
     for method in register().values():
         source = f"{method.paper} (arXiv {method.arxiv})" if method.arxiv else method.paper
         table.add_row(method.id, method.role, method.summary, source, ", ".join(method.needs))

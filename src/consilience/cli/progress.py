@@ -77,12 +77,13 @@ def describe(progress: Progress, sessions: Sequence[Session], most: int) -> str:
 
 
 class Counter:
-    """Counts work of a known or unknown size on standard error, in a terminal only: ``reading: 1,200 problems``."""
+    """Counts work on standard error, ``reading: 1,200 problems``; in a log a line now and then."""
 
     def __init__(self, text: str, unit: str, total: int | None = None) -> None:
         columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f}" + f" {unit}"))
         bar = () if total is None else (BarColumn(), TimeRemainingColumn())
-        shown = sys.stderr.isatty()
+        self._plain, self._unit, self._last = text, unit, time.monotonic()
+        self._tty = shown = sys.stderr.isatty()
         self._progress = Bars(*columns, *bar, console=Console(stderr=True), transient=True, disable=not shown)
         self._task = self._progress.add_task(text, total=total)
 
@@ -95,7 +96,11 @@ class Counter:
 
     def update(self, done: int) -> None:
         """So much is done."""
-        self._progress.update(self._task, completed=done)
+        if self._tty:
+            self._progress.update(self._task, completed=done)
+        elif time.monotonic() - self._last >= PLAIN_EVERY:
+            self._last = time.monotonic()
+            print(f"{self._plain}: {done:,} {self._unit}", file=sys.stderr, flush=True)
 
     def count(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items, counted as they pass."""

@@ -49,6 +49,8 @@ def run(
     rules = [policy.parse(spec) for spec in specs]
     _check_arms(rules, arms)
     asks = [rule for rule in rules if rule.procedure is not None and rule.procedure.asks]
+    if asking["model"] and not asks and not any(rule.traits for rule in rules):
+        print("warning: no policy asks a model: --model is not used", file=sys.stderr)
     if asks and not asking["model"]:
         raise InputError(f"policy {asks[0].name}: asks a model; name it with --model")
     try:
@@ -67,6 +69,12 @@ def run(
     if len(plain) < len(rules):
         found |= asyncio.run(_procedures(kept, table, rules, asking, repeats, seed, kind, pattern))
     results = [found[rule.name] for rule in rules]
+    for result in results:
+        if result.fell_back is not None and result.fell_back.any():
+            share = f"{result.fell_back.mean():.0%}"
+            print(
+                f"warning: {result.rule.name}: the procedure left {share} of the verdicts to the vote", file=sys.stderr
+            )
     pages: list[Path] = []
     if report is not None:
         from consilience.pages import replay_page
@@ -132,7 +140,8 @@ async def _prepare(problems: list[Problem], rules: list[Rule], asking: dict[str,
         if asking["model"]:
             line = (await stack.enter_async_context(asking_with(Settings(**asking))))()
         for rule in rules:
-            await prepare(problems, rule, line)
+            for warning in await prepare(problems, rule, line):
+                print(f"warning: {warning}", file=sys.stderr)
 
 
 async def _procedures(

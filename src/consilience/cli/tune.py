@@ -44,6 +44,9 @@ def run(
     except ValueError as error:
         raise InputError(f"extract: {error}") from error
     own = [policy.parse(spec) for spec in specs]
+    for place in (out, report):  # before the search, not after it
+        if place is not None:
+            record.check_place(place)
     with _Line() as line:
         tuned = tune(
             list(record.read(path)),

@@ -70,8 +70,11 @@ def run_python(
     report = _process.run(task, limits or Limits())
     calls = tuple(_call(line[2:]) for line in report.lines if line[0] == "call" and len(line) == 5)
     failed = next((line for line in report.lines if line[0] in ("raised", "exited", "timeout")), None)
+    ended = report.ended
+    if ended == "finished" and failed is None and entry_point is not None and len(calls) < len(inputs):
+        ended = "exited"  # only a program that speaks for its reporter says that it is done before it is
     return Outcome(
-        status=failed[0] if failed else report.ended,
+        status=failed[0] if failed else ended,
         calls=calls[: len(inputs)],
         stdout=report.stdout.decode("utf-8", "replace"),
         stderr=report.stderr.decode("utf-8", "replace"),
@@ -82,4 +85,7 @@ def run_python(
 
 def _call(fields: list[str]) -> CallResult:
     status, shape, floats = fields
-    return CallResult(status, shape, tuple(map(float.fromhex, floats.split(","))) if floats else ())
+    try:
+        return CallResult(status, shape, tuple(map(float.fromhex, floats.split(","))) if floats else ())
+    except (ValueError, OverflowError):  # only a program that speaks for its reporter gives what are no floats
+        return CallResult("raised", "MalformedReport")

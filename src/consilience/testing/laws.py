@@ -124,7 +124,7 @@ def check_stopping(rule: Rule, view: View) -> None:
     So stopping never un-stops and no stop is missed, and a driver that buys what is wanted buys nothing in vain.
     """
     whole = View(view.answers, np.full_like(view.drawn, view.answers.shape[2]), view.fields, view.traits)
-    strides, singles = _stopping_index(rule, whole, one_by_one=False), _stopping_index(rule, whole, one_by_one=True)
+    (strides, _), (singles, _) = (_stopping_index(rule, whole, one_by_one=alone) for alone in (False, True))
     assert (strides.sum(1) <= rule.max).all(), "the rule asked for more than max"
     assert np.array_equal(strides, singles), "a shorter prefix would have stopped: `want` was not certain"
 
@@ -134,19 +134,22 @@ def check_stopping_index(rule: Rule, view: View) -> None:
     for drawn in (np.full_like(view.drawn, view.answers.shape[2]), view.drawn):
         there = View(view.answers, drawn, view.fields, view.traits)
         index, stopped = rule.stopping_index(there)
-        expected = _stopping_index(rule, there, one_by_one=False)
+        expected, closed = _stopping_index(rule, there, one_by_one=False)
         assert np.array_equal(index, expected), "stopping_index differs from asking and giving"
-        wants = rule.want(View(view.answers, index, view.fields, view.traits)).any(1)
-        assert np.array_equal(stopped, ~wants), "stopping_index: stopped is not where the rule wants no more"
+        wants = rule.want(View(view.answers, index, view.fields, view.traits, closed)).any(1)
+        assert np.array_equal(stopped, ~wants & ~closed), "stopping_index: stopped is not where the rule wants no more"
 
 
-def _stopping_index(rule: Rule, view: View, *, one_by_one: bool) -> NDArray[np.int32]:
-    drawn = np.zeros_like(view.drawn)
+def _stopping_index(rule: Rule, view: View, *, one_by_one: bool) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Where asking and giving ends, and which problems a coupled rule was told to be closed on the way."""
+    drawn, closed = np.zeros_like(view.drawn), np.zeros(len(view.drawn), np.bool_)
     while True:
-        want = rule.want(View(view.answers, drawn, view.fields, view.traits))
+        want = rule.want(View(view.answers, drawn, view.fields, view.traits, closed))
         step = np.minimum(want, view.drawn - drawn)
-        if not step.any():
-            return drawn
+        ended = closed | (want > view.drawn - drawn).any(1) if rule.coupled else closed
+        if not step.any() and np.array_equal(ended, closed):
+            return drawn, closed
+        closed = ended
         if one_by_one:  # one draw of one arm
             step = np.where(np.arange(step.shape[1]) == (step > 0).argmax(1)[:, None], np.minimum(step, 1), 0)
         drawn = drawn + step.astype(np.int32)

@@ -38,11 +38,14 @@ class Account:
     """What a run has spent and reserved, against its caps.
 
     ``spent`` is everything settled in this run, with reservations of attempts whose usage nobody knows; ``unknown``
-    counts those attempts.
+    counts those attempts. All that an account spends counts against its ``parent`` too, and the caps of both hold;
+    ``refused_by`` is the account, this one or one above it, whose cap was met last.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, parent: Account | None = None) -> None:
         self.budget = budget
+        self.parent = parent
+        self.refused_by: Account | None = None
         self.draws = 0
         self.tokens = 0
         self.pico = 0
@@ -53,7 +56,13 @@ class Account:
         self._reserved_pico = 0
         self._pico_cap = None if budget.usd is None else math.floor(round(budget.usd * PICO, 3))
         self._deadline = None if budget.seconds is None else time.monotonic() + budget.seconds
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque() if parent is None else parent._waiting
+
+    @property
+    def capped(self) -> bool:
+        """Whether tokens or money are capped, here or above: then the worst case of a call has to be known."""
+        own = self.budget.tokens is not None or self.budget.usd is not None
+        return own or (self.parent is not None and self.parent.capped)
 
     @property
     def spent(self) -> Usage:
@@ -68,7 +77,8 @@ class Account:
     @property
     def seconds_left(self) -> float:
         """Seconds until the time cap, infinite without one."""
-        return math.inf if self._deadline is None else self._deadline - time.monotonic()
+        own = math.inf if self._deadline is None else self._deadline - time.monotonic()
+        return own if self.parent is None else min(own, self.parent.seconds_left)
 
     def take_draws(self, wanted: int) -> int:
         """Count up to ``wanted`` draws against the cap and return how many were granted.
@@ -77,13 +87,22 @@ class Account:
         """
         left = wanted if self.budget.draws is None else min(wanted, self.budget.draws - self.draws)
         if left <= 0:
+            self.refused_by = self
             raise BudgetSpent("draws", f"the budget of {self.budget.draws} draws is spent")
+        if self.parent is not None:
+            try:
+                left = self.parent.take_draws(left)
+            except BudgetSpent:
+                self.refused_by = self.parent.refused_by
+                raise
         self.draws += left
         return left
 
     def give_back_draws(self, count: int) -> None:
         """Take back draws that were granted but never sent for."""
         self.draws -= count
+        if self.parent is not None:
+            self.parent.give_back_draws(count)
 
     def fits(self, tokens: int, pico: int) -> bool:
         """Whether a call of that worst case could be sent once everything in flight has used nothing more."""
@@ -96,13 +115,26 @@ class Account:
 
     def reserve_now(self, tokens: int, pico: int) -> bool:
         """Reserve a worst case that fits beside what is in flight; False where it has to wait, raises as `reserve`."""
-        if (limit := self._blocking(tokens, pico)) is not None:
-            raise BudgetSpent(limit, f"the next call could pass the cap on {limit} ({self._shown(limit)})")
+        if (blocking := self._blocking(tokens, pico)) is not None:
+            self.refused_by, limit = blocking
+            shown = self.refused_by._shown(limit)
+            raise BudgetSpent(limit, f"the next call could pass the cap on {limit} ({shown})")
         if not self._room(tokens, pico):
             return False
+        self._reserve(tokens, pico)
+        return True
+
+    def _reserve(self, tokens: int, pico: int) -> None:
         self._reserved_tokens += tokens
         self._reserved_pico += pico
-        return True
+        if self.parent is not None:
+            self.parent._reserve(tokens, pico)
+
+    def note_unknown(self) -> None:
+        """An attempt ended whose usage nobody knows."""
+        self.unknown += 1
+        if self.parent is not None:
+            self.parent.note_unknown()
 
     def settle(self, tokens: int, pico: int, usage: Usage, used_pico: int) -> None:
         """Replace a reservation by what was used."""
@@ -112,23 +144,28 @@ class Account:
         self.pico += used_pico
         self.prompt_tokens += usage.prompt_tokens
         self.requests += usage.requests
+        if self.parent is not None:
+            self.parent.settle(tokens, pico, usage, used_pico)
+            return
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
 
-    def _blocking(self, tokens: int, pico: int) -> str | None:
-        if self._deadline is not None and self.seconds_left <= 0:
-            return "seconds"
+    def _blocking(self, tokens: int, pico: int) -> tuple[Account, str] | None:
+        """The account and the cap of it that a call of that worst case can never fit under."""
+        if self._deadline is not None and self._deadline <= time.monotonic():
+            return self, "seconds"
         if self.budget.tokens is not None and self.tokens + tokens > self.budget.tokens:
-            return "tokens"
+            return self, "tokens"
         if self._pico_cap is not None and self.pico + pico > self._pico_cap:
-            return "usd"
-        return None
+            return self, "usd"
+        return None if self.parent is None else self.parent._blocking(tokens, pico)
 
     def _room(self, tokens: int, pico: int) -> bool:
         enough_tokens = self.budget.tokens is None or self.tokens + self._reserved_tokens + tokens <= self.budget.tokens
-        return enough_tokens and (self._pico_cap is None or self.pico + self._reserved_pico + pico <= self._pico_cap)
+        enough = enough_tokens and (self._pico_cap is None or self.pico + self._reserved_pico + pico <= self._pico_cap)
+        return enough and (self.parent is None or self.parent._room(tokens, pico))
 
     async def _settlement(self) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -192,7 +229,7 @@ class _Attempt:
 
     async def __aexit__(self, *_: object) -> None:
         if not self._done:
-            self._meter.account.unknown += 1
+            self._meter.account.note_unknown()
             completion = self._draws * self._meter._per_draw
             self.settle(Usage(prompt_tokens=self._tokens - completion, completion_tokens=completion, requests=1))
 

@@ -47,6 +47,12 @@ class Session:
         self._held: dict[str, _Held] = {}
         self._holders: Counter[str] = Counter()
 
+    def nested(self, source: Source, account: Account, price: Price | None) -> Session:
+        """A session of its own for one request of many: the same ledger and draws at hand, its own account."""
+        session = Session(source, self.ledger, account, price)
+        session._held, session._holders = self._held, self._holders
+        return session
+
     async def open(self, requests: Iterable[Request]) -> None:
         """Hold these requests: look up in one go what the ledger has of them."""
         asked = [request.hash for request in requests]

@@ -97,12 +97,15 @@ def survey(
     nothing of them. ``progress(done, total)`` is called after each policy.
 
     Raises InputError for fewer than two problems with draws, a cost that is not recorded, a candidate that couples
-    problems (the halves could not be kept apart), and as `tabulate`.
+    problems (the halves could not be kept apart), has several arms or ends in a procedure, and as `tabulate`.
     """
+    if unfit := [rule.name for rule in own if rule.procedure is not None or rule.arms > 1]:
+        raise InputError(f"policy {unfit[0]}: tune compares policies of one model that vote; `replay` runs this one")
     if coupled := [rule.name for rule in own if rule.coupled]:
         raise InputError(f"policy {coupled[0]}: its problems share their draws, so halves of them cannot be compared")
     used, measure, notes = _usable(problems)
     counts = [len(problem.draws) for problem in used]
+    own = [dataclasses.replace(rule, calibration=None) for rule in own]  # it is fitted anew, to the raw confidence
     grid = candidates(int(np.quantile(counts, SHORT, method="lower")), families)
     full, tried = policy.parse(f"sc:n={max(counts)}"), _applicable(grid, used, measure)
     rules = list({rule.name: rule for rule in (full, *tried, *own)}.values())

@@ -6,6 +6,7 @@ import is light: the standard library alone, no process, no computer algebra. Th
 compared by what they do: :mod:`~consilience.text.answers.behaviour` holds their classes.
 """
 
+from .calls import call_answer
 from .classes import NO_ANSWER, AnswerClasses, equal_to_gold
 from .equality import Equality, canonical, compare
 from .extract import compile_pattern, extract
@@ -17,6 +18,7 @@ __all__ = [
     "NO_ANSWER",
     "AnswerClasses",
     "Equality",
+    "call_answer",
     "canonical",
     "check_kind",
     "compare",

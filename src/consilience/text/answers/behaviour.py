@@ -174,7 +174,7 @@ class _CodeTrial:
         extra = problem.model_extra or {}
         self.limits = limits
         self.prompt = _text_field(problem, "prompt")
-        self.entry_point = _text_field(problem, "entry_point") or _last_function(self.prompt)
+        self.entry_point = entry_point_of(problem)
         if not self.entry_point.isidentifier():
             raise InputError(
                 f"problem {problem.id!r}: kind 'code' needs the field 'entry_point', the name of the function to call"
@@ -244,6 +244,14 @@ class _QueryTrial:
             return None
         rows = sorted({_row(row) for row in found.rows})
         return Behaviour("\n".join(shape for shape, _ in rows), tuple(x for _, floats in rows for x in floats))
+
+
+def entry_point_of(problem: Problem) -> str:
+    """The name of the function that answers to a problem define: its ``entry_point``, else the prompt's last one.
+
+    Empty where neither names one; raises InputError for a field that is no text.
+    """
+    return _text_field(problem, "entry_point") or _last_function(_text_field(problem, "prompt"))
 
 
 def _row(row: tuple[Any, ...]) -> tuple[str, tuple[float, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from .calls import CALLS
 from .choices import choice_letter
 from .cleaning import clean, text_key
 from .kinds import check_words_kind
@@ -39,9 +40,11 @@ def canonical(answer: str, kind: str) -> str:
     currency or percent sign may be there), else as ``text``. An answer that is not of its kind has the key of its text,
     marked ``text:`` so that it meets no number or letter. ``math``: the normal form; equal keys are equal answers,
     unequal keys decide nothing. Raises ValueError for a kind without a vote rule, and for ``code`` and ``sql``, which
-    are compared by behaviour.
+    are compared by behaviour. Tool calls are their own key in every kind.
     """
     check_words_kind(kind)
+    if answer.startswith(CALLS):
+        return answer
     if kind in ("text", "open"):
         return text_key(answer)
     if kind == "json":
@@ -99,7 +102,7 @@ def compare_cheaply(a: str, b: str) -> Equality | None:
     if a == b:
         return Equality.EQUAL
     tags = {a.partition(":")[0], b.partition(":")[0]}
-    if "latex" not in tags:
+    if "latex" not in tags or CALLS[:-1] in tags:
         return Equality.DIFFERENT
     if max(len(a), len(b)) > MAX_SYMBOLIC:
         return Equality.UNKNOWN

@@ -39,5 +39,6 @@ def numbers(text: str, name: str, count: int) -> tuple[float, ...]:
     except ValueError:
         raise ValueError(f"{name} must be numbers separated by commas, got {text!r}") from None
     if len(values) not in (1, count):
-        raise ValueError(f"{name} must be one number or {count}, got {len(values)}: {text!r}")
+        each = f"or one for each of {count}" if count > 1 else "for a single one"
+        raise ValueError(f"{name} must be one number {each}, got {len(values)}: {text!r}")
     return tuple(values * count if len(values) == 1 else values)

@@ -63,17 +63,17 @@ class DifficultyAdaptive:
         order = hardest_first(view.traits["difficulty"])
         want = np.zeros(len(drawn), np.int64)
         agreed = self._agreed(view)[order]
-        looked = _leading(drawn[order] >= self.presample)
+        looked = _leading((~view.open | (drawn >= self.presample))[order])
         easy_from = self._easy_from(agreed[:looked])
         if easy_from is None and looked < len(order):
             trailing = _leading(agreed[:looked][::-1])
             ahead = order[looked : looked + self.run - trailing]
-            want[ahead] = (self.presample - drawn[ahead]).clip(min=0)
+            want[ahead] = np.where(view.open[ahead], self.presample - drawn[ahead], 0).clip(min=0)
             return want.astype(np.int32)[:, None]
         hard = order if easy_from is None else order[:easy_from]
         easy = order[len(hard) :]
         silent = (view.judged()[easy, 0] < 0).all(1)
-        want[easy] = silent & (drawn[easy] < self.presample)
+        want[easy] = silent & (drawn[easy] < self.presample) & view.open[easy]
         self._solve(view, hard[::-1], drawn, want)
         return want.astype(np.int32)[:, None]
 
@@ -101,7 +101,7 @@ class DifficultyAdaptive:
             block = hard[start : start + self.neighbours]
             needed = needed_draws(view.judged()[block, 0], self.threshold, self.max)
             if start >= last * self.neighbours:
-                want[block] = self._missing(drawn[block], needed, predicted)
+                want[block] = np.where(view.open[block], self._missing(drawn[block], needed, predicted), 0)
                 if want[block].any():
                     return
             windows = round(float(np.where(needed > 0, needed, self.max).mean()) / self.window)

@@ -44,10 +44,10 @@ class KnowledgeGradient:
         """The draws of the next round; int32 [problems, 1], none when the total is spent."""
         drawn = view.drawn[:, 0].astype(np.int64)
         left = int(np.floor(self.mean * len(drawn) + 1e-9)) - int(drawn.sum())
-        missing = (self.min - drawn).clip(min=0)
+        missing = np.where(view.open, (self.min - drawn).clip(min=0), 0)
         if missing.any():
             return _within(missing, left).astype(np.int32)[:, None]
-        worth = np.where(drawn < self.max, marginal_values(view, self.max), -1.0)
+        worth = np.where(view.open & (drawn < self.max), marginal_values(view, self.max), -1.0)
         chosen = np.argsort(-worth, kind="stable")[: max(0, min(left, int(np.ceil(ROUND * max(left, 0)))))]
         want = np.zeros(len(drawn), np.int32)
         want[chosen[worth[chosen] >= 0]] = 1

@@ -42,6 +42,11 @@ class ModelSwitch:
         return self.models
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """The draws of each model."""
+        return (self.draws,) * self.models
+
+    @property
     def max(self) -> int:
         """The draws made where no model is consistent."""
         return self.models * self.draws

@@ -26,7 +26,8 @@ class Request:
     ``params`` are the sampling parameters by their OpenAI names (temperature, top_p, max_tokens, stop, ...), only
     those in force; ``required`` names the ones the user set himself (an endpoint that refuses one of them is an
     error, a refused default is dropped). ``seed`` is the seed of the run. ``question`` and ``problem_id`` are
-    labels for finite sources; they are not part of the identity.
+    labels for finite sources, and ``whole`` asks for draws that hold their choice as it came (field ``choice``);
+    they are not part of the identity.
     """
 
     endpoint: str
@@ -39,6 +40,7 @@ class Request:
     required: frozenset[str] = frozenset()
     question: str = ""
     problem_id: str = ""
+    whole: bool = False
 
     def canonical(self) -> str:
         """Canonical JSON of what identifies the request (sorted keys, no spaces, UTF-8)."""
@@ -66,7 +68,7 @@ class Request:
     @property
     def max_tokens(self) -> int:
         """The most completion tokens one draw may have."""
-        return int(self.params.get("max_tokens", 1024))
+        return int(self.params.get("max_tokens", self.params.get("max_completion_tokens", 1024)))
 
     def prompt_bound(self) -> int:
         """No tokenizer makes more tokens than bytes: UTF-8 bytes of the prompt, plus 64 for the template."""

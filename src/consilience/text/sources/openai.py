@@ -6,13 +6,15 @@ its replies, remembered for the run and written into ``notes``:
 - ``n`` is tried by the first call for several draws. A server that returns fewer choices than asked, or refuses
   ``n``, gets single calls from then on. A call for several draws that fails for good is repeated once as single
   calls, so that one bad draw does not take its siblings along.
-- A request with the parameter ``embedding`` is posted to ``/embeddings`` and brings its text's vector.
+- A request with the parameter ``embedding`` is posted to ``/embeddings`` and brings its text's vector; one with
+  ``completion`` is posted to ``/completions``, its one message's content as the ``prompt``.
 - ``logprobs``, ``seed``, ``n`` and defaults the user did not set are dropped where a 400 names them;
   ``max_tokens`` becomes ``max_completion_tokens``. A refused parameter that the user set ends the run.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -97,8 +99,11 @@ def _whole_characters(data: Any) -> Any:
     return data
 
 
-def read_completion(body: bytes) -> tuple[dict[str, Any], Usage | None]:
-    """The reply of a chat completion and its usage; raises ValueError where it is not whole."""
+def read_completion(body: bytes, texts: bool = False) -> tuple[dict[str, Any], Usage | None]:
+    """The reply of a chat completion and its usage; raises ValueError where it is not whole.
+
+    ``texts`` reads one of ``/completions``, whose choices hold a ``text``: it becomes the ``content`` of a message.
+    """
     data = json.loads(body)
     if b"\\ud" in body or b"\\uD" in body:
         data = _whole_characters(data)
@@ -107,15 +112,22 @@ def read_completion(body: bytes) -> tuple[dict[str, Any], Usage | None]:
         error = data.get("error") if isinstance(data, dict) else None
         raise ValueError(f"no choices: {json.dumps(error)}" if error else "no choices")
     for choice in choices:
+        if texts and isinstance(choice, dict) and isinstance(choice.get("text"), str):
+            choice["message"] = {"content": choice.pop("text")}
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
             raise ValueError("a choice without a message")
+    return data, stated_usage(data)
+
+
+def stated_usage(data: dict[str, Any]) -> Usage | None:
+    """The usage that a completion, or the last chunk of one, states; None where it states none."""
     stated = data.get("usage")
     if not isinstance(stated, dict):
-        return data, None
+        return None
     prompt, completion = stated.get("prompt_tokens"), stated.get("completion_tokens")
     if not (isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0):
-        return data, None
-    return data, Usage(prompt_tokens=prompt, completion_tokens=completion, requests=1)
+        return None
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, requests=1)
 
 
 def read_embedding(body: bytes) -> tuple[list[float], Usage | None]:
@@ -147,10 +159,13 @@ def message_text(content: Any) -> str:
 def token_logprobs(choice: dict[str, Any]) -> list[float] | None:
     """The natural log-probability of each token of a choice; None where one is missing or not finite."""
     given = choice.get("logprobs")
-    content = given.get("content") if isinstance(given, dict) else None
-    if not isinstance(content, list) or not content:
+    if not isinstance(given, dict):
         return None
-    values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    content, values = given.get("content"), given.get("token_logprobs")  # the latter in /completions
+    if isinstance(content, list):
+        values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    if not isinstance(values, list) or not values:
+        return None
     if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
         return [float(v) for v in values if v is not None]
     return None
@@ -160,8 +175,8 @@ def _string(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _fields(choice: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the draw that one choice is, without its token counts."""
+def _fields(choice: dict[str, Any], reply: dict[str, Any], whole: bool = False) -> dict[str, Any]:
+    """The fields of the draw that one choice is, without its token counts; ``whole`` adds what else it holds."""
     message = choice["message"]
     fields: dict[str, Any] = {
         "text": message_text(message.get("content")),
@@ -177,6 +192,10 @@ def _fields(choice: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
         fields["reasoning_content"] = reasoning
     if message.get("refusal"):
         fields["refusal"] = message["refusal"]
+    if whole:
+        known = ("content",) if isinstance(message.get("content"), str) else ()
+        rest = {name: value for name, value in choice.items() if name not in ("index", "finish_reason")}
+        fields["choice"] = rest | {"message": {k: v for k, v in message.items() if k not in known}}
     return fields
 
 
@@ -190,8 +209,10 @@ def _split(tokens: int, drawn: Sequence[dict[str, Any]]) -> list[int]:
     return apportion(tokens, counted)
 
 
-def draws_of(reply: dict[str, Any], usage: Usage | None, most: int) -> list[Draw]:
+def draws_of(reply: dict[str, Any], usage: Usage | None, most: int, whole: bool = False) -> list[Draw]:
     """The draws of a reply, at most ``most`` of them, in the order of its choices.
+
+    ``whole`` draws hold in ``choice`` their choice as it came, but for the text where that is a string.
 
     The prompt's tokens are booked on the first draw and 0 on its siblings; the completion's are split by the
     number of log-probabilities where every choice has them, else by length of text. Both sum to ``usage``.
@@ -199,7 +220,7 @@ def draws_of(reply: dict[str, Any], usage: Usage | None, most: int) -> list[Draw
     choices = reply["choices"][:most]
     if len(choices) > 1:
         choices.sort(key=lambda c: c["index"] if isinstance(c.get("index"), int) else most)
-    drawn = [_fields(choice, reply) for choice in choices]
+    drawn = [_fields(choice, reply, whole) for choice in choices]
     if usage is not None:
         for fields, tokens in zip(drawn, _split(usage.completion_tokens, drawn), strict=True):
             fields["prompt_tokens"], fields["completion_tokens"] = 0, tokens
@@ -239,9 +260,17 @@ def _too_long(refused: Refused) -> bool:
 class _Failed(Exception):
     """A call failed for good; ``tries`` caps those of its single calls (None: as usual)."""
 
-    def __init__(self, reason: str, tries: int | None = None) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str | Refused, tries: int | None = None) -> None:
+        super().__init__(str(reason))
         self.tries = tries
+        self.refused = reason if isinstance(reason, Refused) else None
+
+    def draw(self) -> Draw:
+        """The failed draw; a refusal's own fields are kept beside its text."""
+        if self.refused is None:
+            return Draw(text="", error=str(self))
+        fields = {"status": self.refused.status, "param": self.refused.param, "code": self.refused.code}
+        return Draw(text="", error=str(self), refused=fields)  # type: ignore[call-arg]
 
 
 @dataclass(slots=True)
@@ -255,11 +284,12 @@ class _Body:
 
 @dataclass(slots=True)
 class _Job:
-    """One `OpenAISource.draw`: what its calls have in common."""
+    """One `OpenAISource.draw`: what its calls have in common; ``stopped`` is what ended it, where it ends alone."""
 
     request: Request
     meter: Meter
     deliver: Deliver
+    stopped: EndpointError | None = None
 
 
 _Asked = tuple[Sequence[int], int | None]
@@ -316,15 +346,29 @@ class OpenAISource:
         )
         self._transport = transport(address)
         self._embeddings = transport(address.replace("/chat/completions", "/embeddings", 1))
-        self._embeddings.limiter = self._transport.limiter  # one cap on the calls in flight
+        self._completions = transport(address.replace("/chat/completions", "/completions", 1))
+        self._embeddings.limiter = self._completions.limiter = self._transport.limiter  # one cap on calls in flight
+        self._alone = False
+        self._kept = KEPT_BODIES
 
     def __repr__(self) -> str:
         return f"OpenAISource({self.model!r}, {self.endpoint!r})"
 
+    def sibling(self, model: str) -> OpenAISource:
+        """Another model of the same endpoint over the same connections; the `close` of one closes them for all.
+
+        Its draws are independent requests: one that is refused stops the calls of its own `draw` alone.
+        """
+        other = copy.copy(self)
+        other.model, other.name, other._alone = model, f"openai:{model}@{self.endpoint}", True
+        other.notes, other._dropped, other._bodies, other._renamed, other._active = [], set(), {}, False, 0
+        other._kept = 64  # each request is asked for in a few waves, one soon after the other
+        return other
+
     async def draw(self, request: Request, indices: Sequence[int], meter: Meter, deliver: Deliver) -> None:
         """See `Source.draw`. After an EndpointError no waiting call is sent, until all have ended."""
         if self._active == 0:
-            self._transport.stopped = self._embeddings.stopped = None
+            self._transport.stopped = self._embeddings.stopped = self._completions.stopped = None
         self._active += 1
         try:
             job = _Job(request, meter, deliver)
@@ -346,6 +390,7 @@ class OpenAISource:
         """Close the connections."""
         await self._transport.close()
         await self._embeddings.close()
+        await self._completions.close()
 
     async def _embed(self, job: _Job, indices: Sequence[int]) -> None:
         """The vector of a request's text, the same for all indices; a text that is refused alone fails its draws."""
@@ -365,7 +410,9 @@ class OpenAISource:
     def _refused_embedding(self, refused: Refused) -> Draw:
         """The failed draw of a text that was refused; raises EndpointError where no other would be taken either."""
         if refused.status in (404, 405, 501):
-            self._stop(f"{self.endpoint} gives no embeddings of {self.model!r} ({refused}); use a metric on texts")
+            self._stop(
+                f"{self.endpoint} gives no embeddings of {self.model!r} ({refused}); use a metric on texts", refused
+            )
         try:
             if refused.status not in (400, 422) or refused.code == "model_not_found" or refused.param == "model":
                 self._reject(refused)
@@ -383,7 +430,10 @@ class OpenAISource:
         except _Failed as failed:
             if len(indices) > 1:
                 return [((index,), failed.tries) for index in indices]
-            draws = [Draw(text="", error=str(failed))]
+            draws = [failed.draw()]
+        except EndpointError as error:
+            job.stopped = error if self._alone else None
+            raise
         for index, draw in zip(indices, draws, strict=False):
             job.deliver(index, draw)
         missing = indices[len(draws) :]
@@ -394,22 +444,27 @@ class OpenAISource:
     async def _ask(self, job: _Job, indices: Sequence[int], tries: int | None) -> list[Draw]:
         """The draws of one call, adapted until the endpoint takes it; raises _Failed where it fails for good."""
         count = len(indices)
+        transport, read = self._transport, _read
+        if job.request.params.get("completion"):
+            transport, read = self._completions, _read_texts
         while True:
+            if job.stopped is not None:
+                raise job.stopped
             body = self._body(job.request)
             payload = body.start
             if body.seeded:
                 payload += b',"seed":%d' % job.request.call_seed(indices[0])
             payload += b',"n":%d}' % count if count > 1 else b"}"
             try:
-                reply, usage = await self._transport.call(payload, count, job.meter, _read, tries)
+                reply, usage = await transport.call(payload, count, job.meter, read, tries)
             except GaveUp as gave_up:
                 raise _Failed(str(gave_up), tries=1) from None
             except Refused as refused:
                 self._adapt(job.request, refused, body, count)
                 if count > 1 and "n" in self._dropped:
-                    raise _Failed(str(refused)) from None
+                    raise _Failed(refused) from None
                 continue
-            draws = draws_of(reply, usage, count)
+            draws = draws_of(reply, usage, count, job.request.whole)
             if draws[0].logprob is None and "logprobs" in body.names:
                 self._note(NO_LOGPROBS)
             return draws
@@ -419,7 +474,10 @@ class OpenAISource:
         key = request.hash, request.required
         if (known := self._bodies.get(key)) is not None:
             return known
-        body = {"logprobs": True} | {k: v for k, v in request.params.items() if v is not None and k != "n"}
+        given = {k: v for k, v in request.params.items() if v is not None and k not in ("n", "completion")}
+        body: dict[str, Any] = {"logprobs": True} | given
+        if body["logprobs"] is False:
+            del body["logprobs"]
         if request.tools:
             body["tools"] = list(request.tools)
         if request.response_format is not None:
@@ -430,9 +488,13 @@ class OpenAISource:
             body.pop(name, None)
         seeded = "seed" not in body and "seed" not in self._dropped
         names = (*body, "seed", "n") if seeded else (*body, "n")
-        fixed = {"model": self.model, "messages": request.messages} | body
+        if request.params.get("completion"):
+            asked: dict[str, Any] = {"prompt": request.messages[0]["content"]}
+        else:
+            asked = {"messages": request.messages}
+        fixed = {"model": self.model} | asked | body
         encoded = _Body(json.dumps(fixed).encode()[:-1], names, seeded)
-        if len(self._bodies) >= KEPT_BODIES:
+        if len(self._bodies) >= self._kept:
             self._bodies.clear()
         if len(encoded.start) <= KEPT_BYTES:
             self._bodies[key] = encoded
@@ -455,12 +517,12 @@ class OpenAISource:
         sent = [name for name in body.names if name != "n" or count > 1]
         name = None if _too_long(refused) else named_parameter(refused, sent)
         if name is None:
-            raise _Failed(str(refused))
+            raise _Failed(refused)
         if name == "max_tokens":
             self._renamed = True
             self._learn(RENAMED)
         elif name in self._set_by_user(request):
-            self._stop(f"{self.endpoint} refused `{name}` ({refused}); change it or leave it out")
+            self._stop(f"{self.endpoint} refused `{name}` ({refused}); change it or leave it out", refused)
         else:
             self._drop(name)
 
@@ -468,22 +530,25 @@ class OpenAISource:
         """Raise for a refusal of the whole run, or _Failed for one of this call alone."""
         status, variable = refused.status, self._key_variable
         if status == 401:
-            self._stop(f"{self.endpoint} did not accept the key ({refused}); set {variable} to a valid one")
+            self._stop(f"{self.endpoint} did not accept the key ({refused}); set {variable} to a valid one", refused)
         if status == 403:
-            self._stop(f"{self.endpoint} forbids this ({refused}); check what the key in {variable} may use")
+            self._stop(f"{self.endpoint} forbids this ({refused}); check what the key in {variable} may use", refused)
         if status == 404 or status in (400, 422):
-            self._stop(f"{self.endpoint} does not serve {self.model!r} ({refused}); check the model and the URL")
+            text = f"{self.endpoint} does not serve {self.model!r} ({refused}); check the model and the URL"
+            self._stop(text, refused)
         if status == 429:
-            self._stop(f"{self.endpoint} has no credit left ({refused}); top it up or use another key")
+            self._stop(f"{self.endpoint} has no credit left ({refused}); top it up or use another key", refused)
         if status < 400:
-            self._stop(f"{self.endpoint} does not answer there ({refused}); use that URL")
-        raise _Failed(str(refused))
+            self._stop(f"{self.endpoint} does not answer there ({refused}); use that URL", refused)
+        raise _Failed(refused)
 
-    def _stop(self, message: str) -> NoReturn:
+    def _stop(self, message: str, refused: Refused) -> NoReturn:
         error = EndpointError(message)
-        self._transport.stop(error)
-        self._embeddings.stop(error)
-        raise error
+        error.refused = refused
+        if not self._alone:
+            for transport in (self._transport, self._embeddings, self._completions):
+                transport.stop(error)
+        raise error from refused
 
     def _drop(self, name: str) -> None:
         self._dropped.add(name)
@@ -500,6 +565,11 @@ class OpenAISource:
 
 def _read(body: bytes) -> tuple[tuple[dict[str, Any], Usage | None], Usage | None]:
     reply, usage = read_completion(body)
+    return (reply, usage), usage
+
+
+def _read_texts(body: bytes) -> tuple[tuple[dict[str, Any], Usage | None], Usage | None]:
+    reply, usage = read_completion(body, texts=True)
     return (reply, usage), usage
 
 

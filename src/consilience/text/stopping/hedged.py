@@ -35,6 +35,11 @@ class HedgedSampling:
             raise ValueError(f"greedy must lie between 0 and n = {self.n}, got {self.greedy}")
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """The greedy and the sampled draws."""
+        return self.greedy, self.n - self.greedy
+
+    @property
     def max(self) -> int:
         """The number of draws, both arms together."""
         return self.n
@@ -43,4 +48,4 @@ class HedgedSampling:
         """All draws that are missing of each arm; int32 [problems, 2]."""
         if view.drawn.shape[1] != 2:
             raise ValueError(f"hedged draws from two arms, greedy and sampled; the view has {view.drawn.shape[1]}")
-        return (np.array([self.greedy, self.n - self.greedy], np.int32) - view.drawn).clip(min=0).astype(np.int32)
+        return (np.array(self.counts, np.int32) - view.drawn).clip(min=0).astype(np.int32)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.draws import Draw, Problem, Verdict
 from consilience.errors import SourceExhausted
+from consilience.text import answers
 from consilience.text.answers import AnswerClasses
 
 if TYPE_CHECKING:
@@ -134,6 +135,16 @@ async def ask_once(session: Asker, prompt: str, temperature: float) -> tuple[Dra
     return (None, f"the call failed: {reply.error}") if reply.failed else (reply, "")
 
 
+def answer_in(reply: Draw, problem: Problem) -> str | None:
+    """The answer that a new reply to a problem gives, read as that of a draw."""
+    entry_point = None
+    if problem.kind == "code":
+        from consilience.text.answers.behaviour import entry_point_of
+
+        entry_point = entry_point_of(problem)
+    return answers.extract(reply.text, problem.kind, finish_reason=reply.finish_reason, entry_point=entry_point)
+
+
 def stated(reply: str, statement: re.Pattern[str], alone: re.Pattern[str]) -> str | None:
     """Group 1 of a reply that is ``alone`` as a whole, else of all its matches of ``statement``, if they agree."""
     whole = alone.fullmatch(reply.strip())
@@ -142,10 +153,13 @@ def stated(reply: str, statement: re.Pattern[str], alone: re.Pattern[str]) -> st
 
 
 def response_number(reply: str, statement: re.Pattern[str], count: int) -> int | None:
-    """The candidate, counted from 0, whose number (from 1) a reply states; None for none or one out of range."""
+    """The candidate, counted from 0, whose number (from 1) a reply states; None for none, several, or out of range."""
+    if any(_ANOTHER.match(reply, match.end()) for match in statement.finditer(reply)):
+        return None
     found = stated(reply, statement, _NUMBER_ALONE)
     number = int(found) if found is not None else 0
     return number - 1 if 1 <= number <= count else None
 
 
+_ANOTHER = re.compile(r"\W*(?:or|and|/|&)\W*(?:response\W{0,3})?[0-9]+", re.IGNORECASE)
 _NUMBER_ALONE = re.compile(r"\W*(?:response\W{0,3})?([0-9]{1,6})\W*", re.IGNORECASE)

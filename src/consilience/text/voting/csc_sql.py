@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from consilience.draws import Draw, Problem, Verdict
 from consilience.errors import SourceExhausted
-from consilience.text import answers
-from consilience.text.voting.candidates import Candidates, abstained, candidates_of, concluded, fenced
+from consilience.text.voting.candidates import Candidates, abstained, answer_in, candidates_of, concluded, fenced
 
 if TYPE_CHECKING:
     from consilience.text.asking import Asker
@@ -58,7 +57,7 @@ class CorrectiveSelfConsistency:
             replies = await session.ask(prompt, n=self.revisions, temperature=self.temperature)
         except SourceExhausted as error:
             return candidates.fall_back(f"no reply: {error}")
-        revised = [reply.model_copy(update={"answer": revision_of(reply, problem.kind)}) for reply in replies]
+        revised = [reply.model_copy(update={"answer": revision_of(reply, problem)}) for reply in replies]
         votes = await candidates_of(problem, revised)
         if not len(votes):
             failed = all(reply.failed for reply in replies)
@@ -70,11 +69,9 @@ class CorrectiveSelfConsistency:
         return concluded(answer, (counts[answer] + 1) / (len(votes) + 2), revision_votes=counts)
 
 
-def revision_of(reply: Draw, kind: str) -> str | None:
+def revision_of(reply: Draw, problem: Problem) -> str | None:
     """The answer of a revision, None where it failed or gives none."""
-    if reply.failed:
-        return None
-    return answers.extract(reply.text, kind, finish_reason=reply.finish_reason)
+    return None if reply.failed else answer_in(reply, problem)
 
 
 async def revision_prompt(problem: Problem, candidates: Candidates, firsts: Sequence[int]) -> str:

@@ -11,8 +11,7 @@ import numpy as np
 
 from consilience.draws import Draw, Problem, Verdict
 from consilience.rules import Float
-from consilience.text import answers
-from consilience.text.voting.candidates import abstained, ask_once, candidates_of, concluded, fenced
+from consilience.text.voting.candidates import abstained, answer_in, ask_once, candidates_of, concluded, fenced
 from consilience.text.voting.similarity import METRICS, similarity
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class FineGrainedSelfConsistency:
             return candidates.fall_back(failure)
         if reply.finish_reason == "length":
             return candidates.fall_back("the integrated text was cut at max_tokens")
-        answer = answers.extract(reply.text, problem.kind, finish_reason=reply.finish_reason)
+        answer = answer_in(reply, problem)
         if answer is None:
             return candidates.fall_back("the integrated text has no answer")
         alike = similarity([reply.text, *(texts[number] for number in kept)], self.metric)[0, 1:]
