@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,31 @@ def answer_in(reply: Draw, problem: Problem) -> str | None:
 
         entry_point = entry_point_of(problem)
     return answers.extract(reply.text, problem.kind, finish_reason=reply.finish_reason, entry_point=entry_point)
+
+
+async def named_by_model(
+    session: Asker,
+    problem: Problem,
+    draws: Sequence[Draw],
+    prompt: Callable[[Problem, Candidates], str],
+    statement: re.Pattern[str],
+) -> Verdict:
+    """The candidate that the model names in its reply to ``prompt``; the plurality where it names none.
+
+    ``statement`` finds the number, from 1, in the reply. Nothing is asked where all candidates have the same answer.
+    """
+    candidates = await candidates_of(problem, draws)
+    if not len(candidates):
+        return abstained()
+    if candidates.agree:
+        return candidates.verdict(0)
+    reply, failure = await ask_once(session, prompt(problem, candidates), temperature=0.0)
+    if reply is None:
+        return candidates.fall_back(failure)
+    number = response_number(reply.text, statement, len(candidates))
+    if number is None:
+        return candidates.fall_back("the reply does not name one of the responses")
+    return candidates.verdict(number)
 
 
 def stated(reply: str, statement: re.Pattern[str], alone: re.Pattern[str]) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from consilience.draws import Draw, Problem, Verdict
-from consilience.text.voting.candidates import Candidates, abstained, ask_once, candidates_of, fenced, response_number
+from consilience.text.voting.candidates import Candidates, fenced, named_by_model
 
 if TYPE_CHECKING:
     from consilience.text.asking import Asker
@@ -35,18 +35,7 @@ class UniversalSelfConsistency:
 
     async def __call__(self, session: Asker, problem: Problem, draws: Sequence[Draw], /) -> Verdict:
         """The reply that the model names among the judged draws."""
-        candidates = await candidates_of(problem, draws)
-        if not len(candidates):
-            return abstained()
-        if candidates.agree:
-            return candidates.verdict(0)
-        reply, failure = await ask_once(session, selection_prompt(problem, candidates), temperature=0.0)
-        if reply is None:
-            return candidates.fall_back(failure)
-        number = response_number(reply.text, _STATED, len(candidates))
-        if number is None:
-            return candidates.fall_back("the reply does not name one of the responses")
-        return candidates.verdict(number)
+        return await named_by_model(session, problem, draws, selection_prompt, _STATED)
 
 
 def selection_prompt(problem: Problem, candidates: Candidates) -> str:
