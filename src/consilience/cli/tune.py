@@ -95,15 +95,15 @@ def _table(path: Path, tuned: Tuned) -> Table:
     full = tuned.full
     title = (
         f"{path}: {full.search.problems} problems searched, {full.held_out.problems} held out; {tuned.repeats} orders, "
-        f"{len(tuned.candidates)} policies; drops in points"
+        f"{len(tuned.candidates)} policies; points lost against the full vote"
     )
     table = Table(title=title, caption=f"* chosen; {full.rule.name} is the full vote")
-    table.add_column("frontier", overflow="fold", min_width=14)
-    for name in (tuned.cost, tuned.measure, "95 % interval", "drop", "at most", "held out: drop", "95 %", "saved"):
+    table.add_column("frontier", overflow="fold", min_width=20)
+    for name in (tuned.cost, tuned.measure, "at most", "held out", "saved"):
         table.add_column(name, justify="right", no_wrap=True)
     listed = {one.rule.name: one for one in (*tuned.frontier, tuned.chosen, tuned.full)}
     for candidate in sorted(listed.values(), key=lambda one: one.search.cost):
-        star = "* " if candidate.rule == tuned.chosen.rule else ""
+        star = "*" if candidate.rule == tuned.chosen.rule else ""
         table.add_row(star + candidate.rule.name, *_cells(candidate))
     return table
 
@@ -113,11 +113,8 @@ def _cells(candidate: Candidate) -> list[str]:
     return [
         _amount(search.cost),
         f"{search.accuracy:.1%}",
-        f"{100 * search.accuracy_ci[0]:.1f} - {100 * search.accuracy_ci[1]:.1f}",
-        f"{100 * search.drop:+.2f}",
         f"{100 * search.drop_bound:+.2f}",
-        f"{100 * held.drop:+.2f}",
-        _interval(held.drop_ci),
+        f"{100 * held.drop:+.2f} ± {50 * (held.drop_ci[1] - held.drop_ci[0]):.2f}",
         f"{held.saved:.0%}",
     ]
 
