@@ -252,3 +252,16 @@ def test_two_writers_with_the_same_keys_in_other_orders(postgres_url: str) -> No
         asyncio.run(work())
         held = one.stored(each.hash for each in asked)
         assert all(len(draws) == 10 for draws in held.values())
+
+
+async def test_a_long_run_does_not_remember_every_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import consilience.ledger.store as module
+
+    monkeypatch.setattr(module, "KNOWN", 3)
+    with Ledger(str(tmp_path / "l.db")) as store:
+        asked = [Request("e", "m", ({"role": "user", "content": str(n % 5)},), {"temperature": 1}) for n in range(20)]
+        for index, request in enumerate(asked):
+            await store.put(request, index // 5, Draw(text=str(index)))
+            assert len(store._known) <= 3
+        found = store.stored({request.hash for request in asked})
+    assert {len(draws) for draws in found.values()} == {4}

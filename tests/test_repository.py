@@ -153,7 +153,7 @@ def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"]]
-    for extra in ("test", "lint", "docs", "local", "postgres"):
+    for extra in ("test", "lint", "docs", "local", "postgres", "serve"):
         wanted += extras[extra]
     names = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", one)[0]).lower() for one in wanted}  # type: ignore[index]
     assert names <= pinned

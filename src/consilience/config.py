@@ -71,10 +71,11 @@ class ServeKey(_Strict):
 
 
 class Serve(_Strict):
-    """Settings of `consilience serve` that are no flags."""
+    """Settings of `consilience serve` that are no flags; ``open_metrics``: `/metrics` needs no key from any host."""
 
     keys: dict[str, ServeKey] = Field(default_factory=dict)
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    open_metrics: bool = False
 
 
 class Config(_Strict):

@@ -214,6 +214,48 @@ def tune(
 
 
 @app.command()
+def serve(
+    upstream: Annotated[
+        str, typer.Option("--upstream", help="house, the URL of an OpenAI-compatible server, or an endpoint's name.")
+    ] = "house",
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="The policy where a request names none; default asc.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    kind: Annotated[str, typer.Option("--kind", help="Answer kind where a request names none.")] = "auto",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Caps of all requests together: draws=,tokens=,usd=.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Tokens per draw where a request sets no limit.")
+    ] = None,
+    ledger: Ledger = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Calls upstream in flight.")] = 64,
+    config: Annotated[Path | None, typer.Option("--config", help="Default consilience.toml, if there.")] = None,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Requests answered at once; more get 429.")] = 256,
+    grace: Annotated[
+        float, typer.Option("--grace", min=0, help="Seconds that requests have to finish after SIGTERM.")
+    ] = 30.0,
+) -> None:
+    """Serve OpenAI's API: each reply is what several draws of the upstream agree on."""
+    from consilience.cli.serve import run
+
+    settings = {
+        "upstream": upstream,
+        "policy": policy,
+        "kind": kind,
+        "budget": budget,
+        "max_tokens": max_tokens,
+        "ledger": ledger,
+        "concurrency": concurrency,
+        "config": config,
+        "queue": queue,
+    }
+    run(settings, host=host, port=port, grace=grace)
+
+
+@app.command()
 def methods(json: Json = False) -> None:
     """List every registered method: id, family, paper, needs."""
     from consilience.cli.methods import run

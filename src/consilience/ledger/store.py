@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,9 @@ from consilience import record
 from consilience.draws import Draw, Problem
 from consilience.errors import ConsilienceError, InputError
 from consilience.ledger import tables
+
+KNOWN = 100_000
+"""Hashes of requests kept to spare a write that would change nothing."""
 
 RETRIES = (0.1, 0.5, 2.0)
 """Seconds before a write is tried again after the database refused it in passing."""
@@ -82,6 +86,8 @@ class Ledger:
             if not self._writing:
                 loop.call_soon(self._send)
         if asked.hash not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()  # a request that is stored twice stays as it is
             self._known.add(asked.hash)
             batch.requests.append(_request(asked.hash, asked.canonical(), asked.question))
         batch.draws.append(_row(asked.hash, index, draw))
@@ -117,6 +123,16 @@ class Ledger:
         except SQLAlchemyError as error:
             raise _failure(self.name, "read", error) from error
         return found
+
+    def check(self) -> None:
+        """Write a row and take it back; raises ConsilienceError where the database takes no writes."""
+        key = f"(check {uuid.uuid4().hex})"
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(tables.requests.insert(), _request(key, "{}", ""))
+                connection.execute(tables.requests.delete().where(tables.requests.c.hash == key))
+        except SQLAlchemyError as error:
+            raise _failure(self.name, "written", error) from error
 
     def close(self) -> None:
         """Write what is queued and let the database go."""

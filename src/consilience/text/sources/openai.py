@@ -188,6 +188,8 @@ def _fields(choice: dict[str, Any], reply: dict[str, Any], whole: bool = False) 
         fields["logprob"], fields["token_logprobs"] = math.fsum(logprobs), logprobs
     if message.get("tool_calls"):
         fields["tool_calls"] = message["tool_calls"]
+    elif message.get("function_call"):  # what tool calls were before there were several
+        fields["tool_calls"] = [{"type": "function", "function": message["function_call"]}]
     if reasoning := message.get("reasoning_content") or message.get("reasoning"):
         fields["reasoning_content"] = reasoning
     if message.get("refusal"):

@@ -1,0 +1,211 @@
+"""The ASGI application: paths, keys, limits, and one way out for every error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from consilience.serve import page
+from consilience.serve.core import Answer, Core, OnProgress, Settings
+from consilience.serve.errors import ApiError, bad, of_mishap
+from consilience.serve.gate import Gate, ending
+from consilience.serve.http import ClientGone, read_body, send_error, send_json, while_connected
+from consilience.serve.keys import Client, run_seed
+from consilience.serve.metrics import Metrics
+from consilience.serve.observe import GONE, SHOWN, Outgoing
+from consilience.serve.page.recent import Recent
+from consilience.serve.passthrough import Passthrough
+from consilience.serve.policies import NONE, split_model
+from consilience.serve.ready import Readiness
+from consilience.serve.replies import Replies
+from consilience.serve.schema import EXTENSION, Ask, read_ask, read_extension, read_model, read_object
+from consilience.serve.stream import EventStream
+from consilience.text.session import Session
+
+CHAT, TEXT = "/chat/completions", "/completions"
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """The server as an ASGI application; raises InputError for bad settings."""
+    core = Core(settings or Settings())
+    passthrough = None if core.house else Passthrough(core)
+    gate = Gate(core.settings.queue)
+    metrics, ready = Metrics(core, gate), Readiness(core, passthrough, gate)
+    recent = Recent(apart=len(core.keyring) > 0)
+    core.observers += [metrics.observe, ready.observe, recent.note]
+
+    async def readyz(_: Request) -> Response:
+        reason = await ready.reason()
+        shown = {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}
+        return JSONResponse(shown, 200 if reason is None else 503)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await gate.end()
+        if passthrough is not None:
+            await passthrough.close()
+        await core.close()
+
+    models = _Models(core, passthrough)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", _Completions(core, passthrough, gate, CHAT), methods=["POST"]),
+            Route("/v1/completions", _Completions(core, passthrough, gate, TEXT), methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/models/{name:path}", models, methods=["GET"]),
+            Route("/healthz", _healthy, methods=["GET"]),
+            Route("/readyz", readyz, methods=["GET"]),
+            Route("/metrics", metrics.__call__, methods=["GET"]),
+            *page.routes(core, recent),
+        ],
+        exception_handlers={HTTPException: _no_route},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.core, app.state.gate = core, gate
+    return app
+
+
+async def _healthy(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """What starlette itself refuses: a path or a method that is not served."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "unknown_url", 405: "method_not_allowed"}
+    text = f"{request.method} {request.url.path} is not served here"
+    found = ApiError(error.status_code, text, code=codes.get(error.status_code))
+    headers = dict(error.headers or {})
+    return Response(found.body, error.status_code, headers, "application/json")
+
+
+class _Endpoint:
+    """An endpoint whose errors, whatever they are, leave in OpenAI's shape."""
+
+    def __init__(self, core: Core, passthrough: Passthrough | None) -> None:
+        self.core = core
+        self.passthrough = passthrough
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        out = Outgoing(send, scope["path"])
+        try:
+            headers = Headers(scope=scope)
+            client = self.core.keyring.identify(headers.get("authorization", ""))
+            out.knows(client=client.shown)
+            await self.handle(scope, receive, out, headers, client)
+        except ClientGone:
+            out.knows(status=GONE)
+        except Exception as error:
+            if out.started:
+                out.failed(error)
+                raise
+            meant = error if isinstance(error, ApiError) else of_mishap(error)
+            out.failed(meant)
+            await send_error(out, meant)
+        finally:
+            self.over(out)
+
+    async def handle(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
+        """Answer a request of a known client; may raise ApiError while nothing was sent."""
+        raise NotImplementedError
+
+    def over(self, out: Outgoing) -> None:
+        """The request has ended."""
+
+
+class _Models(_Endpoint):
+    """``/v1/models``: the upstream's own list, or the house model."""
+
+    async def handle(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
+        name = split_model(scope["path_params"].get("name", ""))[0]
+        if self.passthrough is not None:
+            await while_connected(receive, self.passthrough.models(name, headers, out))
+            return
+        house = {"id": "house", "object": "model", "created": 0, "owned_by": "consilience"}
+        if name in ("", "house"):
+            await send_json(out, 200, house if name else {"object": "list", "data": [house]})
+            return
+        raise ApiError(404, f"The model {name!r} does not exist.", param="model", code="model_not_found")
+
+
+class _Completions(_Endpoint):
+    """``/v1/chat/completions`` and ``/v1/completions``."""
+
+    def __init__(self, core: Core, passthrough: Passthrough | None, gate: Gate, path: str) -> None:
+        super().__init__(core, passthrough)
+        self.gate = gate
+        self.path = path
+
+    def over(self, out: Outgoing) -> None:
+        """Tell those who watch."""
+        served = out.served()
+        for observer in self.core.observers:
+            observer(served)
+
+    async def handle(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
+        try:
+            with self.gate.admitted():
+                await self._work(scope, receive, out, headers, client)
+        except asyncio.CancelledError:
+            if not self.gate.ended:
+                raise
+            raise ending() from None
+
+    async def _work(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
+        raw = await read_body(scope, receive, self.core.config.serve.max_body_bytes)
+        body = read_object(raw)
+        model, tail = split_model(read_model(body))
+        spec = self.core.spec_of(read_extension(body).get("policy", tail), client)
+        out.knows(model=model, policy=spec)
+        if spec == NONE and self.passthrough is not None:
+            for name in read_extension(body).keys() - {"policy"}:
+                raise bad(f"{name!r} means nothing where nothing is sampled: leave it out", f"{EXTENSION}.{name}")
+            if tail is not None or EXTENSION in body:
+                body = {name: value for name, value in body.items() if name != EXTENSION} | {"model": model}
+                raw = json.dumps(body).encode()
+            work = self.passthrough.call(self.path, raw, body, headers, client, out)
+        else:
+            ask = read_ask(body, chat=self.path == CHAT)
+            work = self._answer(ask, client, run_seed(client, _idempotency(headers), ask.seed), out)
+        await while_connected(receive, work)
+
+    async def _answer(self, ask: Ask, client: Client, seed: int, out: Outgoing) -> None:
+        replies = Replies(ask)
+        out.knows(id=replies.id, question=ask.question(0)[:SHOWN])
+
+        def ended(session: Session) -> None:
+            out.knows(draws_bought=session.bought + session.asked, failed=session.failed)
+
+        async def agreed(told: OnProgress | None = None) -> Answer:
+            try:
+                answer = await self.core.answer(ask, client, seed, told, ended)
+            except Exception as error:  # a stream that has begun makes an event of it
+                out.failed(error)
+                raise
+            out.answered(answer)
+            return answer
+
+        if ask.stream:
+            await EventStream(out, replies, self.core.settings.heartbeat).run(agreed)
+            return
+        await send_json(out, 200, replies.whole(await agreed()), {"x-request-id": replies.id})
+
+
+def _idempotency(headers: Any) -> str | None:
+    key: str | None = headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 255:
+        raise bad("the Idempotency-Key must have 1 to 255 characters", code="invalid_idempotency_key")
+    return key
