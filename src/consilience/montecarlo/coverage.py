@@ -158,6 +158,7 @@ def _sampled_vote(
 
 
 def check_counts(right: ArrayLike, drawn: ArrayLike, ks: Sequence[int]) -> tuple[Int, Int, Int]:
+    """Right draws and draws, int64 [problems] each, and ks, int64 [ks]; ValueError where they are no such counts."""
     hits = np.asarray(right)
     if hits.ndim != 1:
         raise ValueError(f"right must be [problems], got shape {hits.shape}")
@@ -174,6 +175,7 @@ def check_counts(right: ArrayLike, drawn: ArrayLike, ks: Sequence[int]) -> tuple
 
 
 def check_beyond(count: Int, ks: Int, beyond: str) -> None:
+    """ValueError where a k is larger than a problem's draws (count: int [problems]) and that is not wanted as nan."""
     if beyond not in ("raise", "nan"):
         raise ValueError(f'beyond must be "raise" or "nan", got {beyond!r}')
     if beyond == "raise" and len(ks) and (count < ks.max()).any():
@@ -185,6 +187,7 @@ def check_beyond(count: Int, ks: Int, beyond: str) -> None:
 
 
 def curve_of(ks: Int, per_problem: Float, error: Float) -> Curve:
+    """The curve of values and standard errors per problem, float64 [problems, ks] each, nan = not known."""
     present = ~np.isnan(per_problem)
     size = present.sum(axis=0)
     total = np.where(present, per_problem, 0.0).sum(axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -92,7 +93,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     return Response(found.body, error.status_code, headers, "application/json")
 
 
-class _Endpoint:
+class _Endpoint(ABC):
     """An endpoint whose errors, whatever they are, leave in OpenAI's shape."""
 
     def __init__(self, core: Core, passthrough: Passthrough | None) -> None:
@@ -118,16 +119,20 @@ class _Endpoint:
         finally:
             self.over(out)
 
+    @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
         """Answer a request of a known client; may raise ApiError while nothing was sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def over(self, out: Outgoing) -> None:
         """The request has ended."""
 
 
 class _Models(_Endpoint):
     """``/v1/models``: the upstream's own list, or the house model."""
+
+    def over(self, out: Outgoing) -> None:
+        """Nobody keeps account of these."""
 
     async def handle(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
         name = split_model(scope["path_params"].get("name", ""))[0]
