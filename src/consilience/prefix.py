@@ -11,7 +11,8 @@ import numpy as np
 
 from consilience.draws import Draw, Problem, Usage, Verdict
 from consilience.rules import Int, Rule, View
-from consilience.views import answer_of, classes_of, entry_point_of, number_of, trait_of
+from consilience.text.answers import classes_of
+from consilience.views import answer_of, entry_point_of, number_of, trait_of
 
 
 @dataclass(slots=True)

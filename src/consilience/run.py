@@ -21,14 +21,14 @@ from consilience.driver import NOT_DRAWN, Asking, Driver, Finished, Progress
 from consilience.errors import InputError
 from consilience.ledger import Ledger
 from consilience.rules import Rule
-from consilience.text.answers import BEHAVIOUR_KINDS, compile_pattern
+from consilience.text.answers import BEHAVIOUR_KINDS, classes_of, compile_pattern
 from consilience.text.asking import Asker
 from consilience.text.budget import Account, Price
 from consilience.text.prompts import read_template
 from consilience.text.session import Session
 from consilience.text.sources import open_source
 from consilience.text.sources.base import Source
-from consilience.views import classes_of, kind_of
+from consilience.views import kind_of
 
 Problems = str | Path | Iterable[str | Mapping[str, Any] | Problem]
 

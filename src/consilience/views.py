@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Protocol
 
 from consilience.draws import Draw, Problem
 from consilience.errors import InputError
 from consilience.text import answers
-from consilience.text.answers import BEHAVIOUR_KINDS, AnswerClasses
+from consilience.text.answers import BEHAVIOUR_KINDS, Classes, classes_of
 from consilience.text.voting.token_statistics import FIELDS, token_statistics
 
 
@@ -48,31 +47,6 @@ def kind_of(problem: Problem, override: str | None = None) -> str:
     except ValueError as error:
         raise InputError(f"problem {problem.id!r}: {error}; choose one with --kind") from error
     return kind
-
-
-class Classes(Protocol):
-    """The answer classes of one problem, numbered in the order of their first answers; see `AnswerClasses`."""
-
-    representatives: list[str]
-    unknown_pairs: int
-
-    def add(self, answer: str | None) -> int:
-        """The class of an answer, a new one if it equals no earlier one; -1 for none. May block."""
-
-    async def add_async(self, answer: str | None) -> int:
-        """As `add`, without blocking the event loop."""
-
-    def needs_symbolic(self, answer: str) -> bool:
-        """Whether adding this answer may take long: symbolic work, or running it."""
-
-
-def classes_of(problem: Problem, kind: str) -> Classes:
-    """The empty classes of a problem: code and SQL are compared by what they do, all else by what it says."""
-    if kind in BEHAVIOUR_KINDS:
-        from consilience.text.answers.behaviour import BehaviourClasses
-
-        return BehaviourClasses(problem, kind)
-    return AnswerClasses(kind)
 
 
 def is_gold(answer: str, problem: Problem, kind: str) -> bool | None:

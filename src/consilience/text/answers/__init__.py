@@ -7,7 +7,7 @@ compared by what they do: :mod:`~consilience.text.answers.behaviour` holds their
 """
 
 from .calls import call_answer
-from .classes import NO_ANSWER, AnswerClasses, equal_to_gold
+from .classes import NO_ANSWER, AnswerClasses, Classes, classes_of, equal_to_gold
 from .equality import Equality, canonical, compare
 from .extract import compile_pattern, extract
 from .kinds import BEHAVIOUR_KINDS, KINDS, check_kind
@@ -17,10 +17,12 @@ __all__ = [
     "KINDS",
     "NO_ANSWER",
     "AnswerClasses",
+    "Classes",
     "Equality",
     "call_answer",
     "canonical",
     "check_kind",
+    "classes_of",
     "compare",
     "compile_pattern",
     "equal_to_gold",

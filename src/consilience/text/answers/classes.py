@@ -7,18 +7,36 @@ and the undecided pair is counted, so that an unknown never becomes a vote for t
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .equality import Equality, canonical, compare, compare_cheaply, compare_keys
-from .kinds import check_words_kind
+from .kinds import BEHAVIOUR_KINDS, check_words_kind
 
 if TYPE_CHECKING:
     import asyncio
+
+    from consilience.draws import Problem
 
     from .symbolic import SymbolicPool
 
 NO_ANSWER = -1
 """The class of a draw without an answer."""
+
+
+class Classes(Protocol):
+    """The answer classes of one problem, numbered in the order of their first answers; see `AnswerClasses`."""
+
+    representatives: list[str]
+    unknown_pairs: int
+
+    def add(self, answer: str | None) -> int:
+        """The class of an answer, a new one if it equals no earlier one; -1 for none. May block."""
+
+    async def add_async(self, answer: str | None) -> int:
+        """As `add`, without blocking the event loop."""
+
+    def needs_symbolic(self, answer: str) -> bool:
+        """Whether adding this answer may take long: symbolic work, or running it."""
 
 
 class AnswerClasses:
@@ -95,6 +113,15 @@ class AnswerClasses:
         self.representatives.append(answer)
         self._keys.append(key)
         return len(self._keys) - 1
+
+
+def classes_of(problem: Problem, kind: str) -> Classes:
+    """The empty classes of a problem: code and SQL are compared by what they do, all else by what it says."""
+    if kind in BEHAVIOUR_KINDS:
+        from .behaviour import BehaviourClasses
+
+        return BehaviourClasses(problem, kind)
+    return AnswerClasses(kind)
 
 
 def equal_to_gold(answer: str | None, gold: str, kind: str, *, pool: SymbolicPool | None = None) -> bool | None:

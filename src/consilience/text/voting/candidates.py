@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from consilience.draws import Draw, Problem, Verdict
 from consilience.errors import SourceExhausted
 from consilience.text import answers
-from consilience.text.answers import AnswerClasses
+from consilience.text.answers import Classes, classes_of
 
 if TYPE_CHECKING:
-    from consilience.text.answers.behaviour import BehaviourClasses
     from consilience.text.asking import Asker
 
 
@@ -43,7 +42,7 @@ class Candidates:
     draws: list[Draw]
     answers: list[str]
     labels: list[int]
-    classes: AnswerClasses | BehaviourClasses
+    classes: Classes
 
     def __len__(self) -> int:
         """How many there are."""
@@ -81,7 +80,7 @@ class Candidates:
 
 async def candidates_of(problem: Problem, draws: Sequence[Draw]) -> Candidates:
     """The candidates among judged draws; raises ValueError for a kind of answer without a vote rule."""
-    classes = classes_for(problem)
+    classes = classes_of(problem, problem.kind)
     found = Candidates([], [], [], [], classes)
     for place, draw in enumerate(draws):
         if draw.failed or draw.answer is None:
@@ -95,16 +94,7 @@ async def candidates_of(problem: Problem, draws: Sequence[Draw]) -> Candidates:
     return found
 
 
-def classes_for(problem: Problem) -> AnswerClasses | BehaviourClasses:
-    """The empty answer classes of a problem: code and SQL are compared by what they do, all else by what it says."""
-    if problem.kind in ("code", "sql"):
-        from consilience.text.answers.behaviour import BehaviourClasses
-
-        return BehaviourClasses(problem, problem.kind)
-    return AnswerClasses(problem.kind)
-
-
-async def place_in(classes: AnswerClasses | BehaviourClasses, answer: str) -> int:
+async def place_in(classes: Classes, answer: str) -> int:
     """The class of an answer, without blocking the event loop."""
     return await classes.add_async(answer) if classes.needs_symbolic(answer) else classes.add(answer)
 
