@@ -1,4 +1,4 @@
-"""The command line: ``consilience solve | replay | tune | serve | methods | ledger``.
+"""The command line: ``consilience solve | replay | tune | serve | methods | ledger | diffusion``.
 
 Exit codes: 0 all answered, 3 some unanswered or the budget spent, 2 bad input, 130 interrupted.
 """

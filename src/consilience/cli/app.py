@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from consilience import __version__
+from consilience.cli.diffusion import app as diffusion_app
 
 app = typer.Typer(
     name="consilience",
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(help="Look at, export and import the draws that were made.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(diffusion_app, name="diffusion")
 
 
 def _page(path: Path | None) -> Path | None:
@@ -230,6 +232,10 @@ def serve(
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Tokens per draw where a request sets no limit.")
     ] = None,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--max-prompt-tokens", min=1, help="Tokens of a prompt with images at most: needed under a cap."),
+    ] = None,
     ledger: Ledger = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Calls upstream in flight.")] = 64,
     config: Annotated[Path | None, typer.Option("--config", help="Default consilience.toml, if there.")] = None,
@@ -237,6 +243,11 @@ def serve(
     grace: Annotated[
         float, typer.Option("--grace", min=0, help="Seconds that requests have to finish after SIGTERM.")
     ] = 30.0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; they share budgets and ledger.")] = 1,
+    budget_name: Annotated[
+        str | None,
+        typer.Option("--budget-name", help="Servers of one name on one ledger share their caps, also after restarts."),
+    ] = None,
 ) -> None:
     """Serve OpenAI's API: each reply is what several draws of the upstream agree on."""
     from consilience.cli.serve import run
@@ -247,12 +258,14 @@ def serve(
         "kind": kind,
         "budget": budget,
         "max_tokens": max_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
         "ledger": ledger,
         "concurrency": concurrency,
         "config": config,
         "queue": queue,
+        "budget_name": budget_name,
     }
-    run(settings, host=host, port=port, grace=grace)
+    run(settings, host=host, port=port, grace=grace, workers=workers)
 
 
 @app.command()

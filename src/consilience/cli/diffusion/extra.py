@@ -1,0 +1,56 @@
+"""What the three commands need before they begin."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consilience.errors import InputError
+
+if TYPE_CHECKING:
+    from consilience.diffusion.pipeline import ImagePipeline
+
+NEEDED = ("torch", "diffusers", "accelerate", "sklearn")
+
+
+@contextmanager
+def extra() -> Iterator[None]:
+    """Run with the extra's packages, and turn what they say into lines for a person.
+
+    Raises InputError where one is missing, and in place of a ValueError.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(f"needs {', '.join(missing)}: pip install 'consilience[diffusion]'")
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        finally:
+            for text in dict.fromkeys(str(one.message) for one in heard if issubclass(one.category, UserWarning)):
+                print(f"warning: {text}", file=sys.stderr)
+
+
+def load(folder: Path | None, evaluations: int) -> tuple[ImagePipeline, str]:
+    """The model of a folder, or the shipped one for so many evaluations, on the fastest device; and its name."""
+    import torch
+
+    from consilience.diffusion.digits import shipped
+    from consilience.diffusion.pipeline import load as read
+
+    place = shipped(evaluations) if folder is None else folder
+    pipe = read(place)
+    pipe.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"the digits {shipped(evaluations).name}" if folder is None else str(folder)
+    return pipe, name

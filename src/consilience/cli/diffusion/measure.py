@@ -1,0 +1,105 @@
+"""``consilience diffusion measure``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from consilience.cli.diffusion.extra import extra, load
+from consilience.cli.progress import Counter
+from consilience.errors import InputError
+
+if TYPE_CHECKING:
+    from consilience.diffusion.quality import Measured
+
+
+def run(
+    model: Path | None,
+    *,
+    steps: str,
+    methods: str,
+    count: int,
+    reference: str,
+    seeds: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure, print the table, and write it with the plot."""
+    evaluations = _counts(steps)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise InputError("methods: name one at least")
+    with extra():
+        from consilience.diffusion.pictures import read
+        from consilience.diffusion.quality import classifier, measure
+
+        pipe, name = load(model, max(evaluations))
+        data = read(reference)
+        judge = classifier(data, out / "classifier.npz")
+        with Counter("measuring", "rows", None) as counter:
+            measured = measure(
+                pipe,
+                data,
+                judge,
+                names,
+                evaluations,
+                count=count,
+                seeds=seeds,
+                on_row=lambda done, _all: counter.update(done),
+            )
+        facts = {"model": name, "reference": data.source} | measured.summary()
+        _write(measured, f"{name}, {measured.count} images x {measured.seeds}", out, facts)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _print(measured, name)
+    print(f"plot and table: {out}", file=sys.stderr)
+
+
+def _counts(steps: str) -> list[int]:
+    try:
+        found = sorted({int(part) for part in steps.split(",")})
+    except ValueError as error:
+        raise InputError(f"steps {steps}: expected whole numbers, such as 4,8,16") from error
+    if found[0] < 1:
+        raise InputError(f"steps {steps}: must be at least 1")
+    return found
+
+
+def _write(measured: Measured, title: str, out: Path, facts: dict[str, object]) -> None:
+    from consilience.diffusion.folders import filling
+    from consilience.diffusion.quality import plot
+
+    with filling(out) as folder:
+        plot(measured, title).savefig(folder / "quality.png", dpi=110)
+        (folder / "quality.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _print(measured: Measured, name: str) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"{name}: {measured.count} images, {measured.seeds} seed(s)")
+    table.add_column("method", no_wrap=True)
+    heads = ("nfe", "FD", "prec.", "recall", "conf.", "entropy", "map", "switch")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in measured.rows:
+        table.add_row(
+            row.method,
+            str(row.nfe),
+            f"{row.frechet:.3f}",
+            f"{row.precision:.3f}",
+            f"{row.recall:.3f}",
+            f"{row.confidence:.3f}",
+            f"{row.entropy:.3f}",
+            f"{row.map_median:.2g}",
+            f"{row.switched:.1%}",
+        )
+    floor = measured.floor
+    values = (floor.frechet, floor.precision, floor.recall, floor.confidence, floor.entropy)
+    table.add_row("data", "", *(f"{value:.3f}" for value in values), f"{measured.fine_error:.2g}", "")
+    console.print(table)
