@@ -8,12 +8,15 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow lint docs bench clean
+.PHONY: help venv demo test test-slow bridges lint docs bench clean
 
 PIP := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 EXTRAS := test,lint,docs,local,postgres,serve
 PEERS := its_hub[lm]==1.2.0 AdaptiveConsistency==1.0.0 openai
+# the bounds below optillm's own keep pip from trying hundreds of old releases
+OPTILLM := optillm==0.4.0 'transformers>=5.10,<5.13' 'optimum>=2' 'outlines>=1.2.3'
+CLIENTS := openai litellm lm_eval[api] pytest pytest-asyncio
 INPUTS := pyproject.toml constraints.txt
 
 # $(call environment,FOLDER): an empty virtual environment there, or a clear message why not.
@@ -43,6 +46,9 @@ test: .venv/.ready  ## Run the tests, without those marked slow (PYTEST_ARGS="-k
 
 test-slow: .venv/.ready  ## Run the tests marked slow: training, long statistical tests
 	@.venv/bin/python -m pytest -m slow $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "no slow tests" || exit $$code; }
+
+bridges: .venv-bridges/.ready  ## Run the tests of other clients and frameworks, each with its real package
+	@CONSILIENCE_REQUIRE_BRIDGES=1 .venv-bridges/bin/python -m pytest tests/bridges $(PYTEST_ARGS)
 
 lint: .venv/.ready  ## ruff check, ruff format, mypy, import contracts
 	@failed=; \
@@ -82,5 +88,18 @@ clean:  ## Remove what was built: site/, demo/, caches (virtual environments sta
 .venv-peers/.ready: $(INPUTS) Makefile
 	@$(call environment,.venv-peers)
 	@echo "installing consilience and $(PEERS) into .venv-peers"
-	@.venv-peers/bin/python $(PIP) -c constraints.txt -e . $(PEERS)
+	@.venv-peers/bin/python $(PIP) -c constraints.txt -e '.[serve]' $(PEERS)
+	@touch $@
+
+.venv-optillm/.ready: Makefile
+	@$(call environment,.venv-optillm)
+	@echo "installing optillm into .venv-optillm (about 3 GB); the benchmarks of consilience serve use it if it is there"
+	@.venv-optillm/bin/python $(PIP) --upgrade 'pip>=25'
+	@.venv-optillm/bin/python $(PIP) $(TORCH) $(OPTILLM)
+	@touch $@
+
+.venv-bridges/.ready: pyproject.toml constraints-bridges.txt Makefile
+	@$(call environment,.venv-bridges)
+	@echo "installing consilience with extras serve,inspect,dspy,langchain and $(CLIENTS) into .venv-bridges"
+	@.venv-bridges/bin/python $(PIP) -c constraints-bridges.txt -e '.[serve,inspect,dspy,langchain]' $(CLIENTS)
 	@touch $@

@@ -79,7 +79,7 @@ def raw(origin: str, request: bytes, seconds: float = 10) -> tuple[int, dict[str
 
 def post(origin: str, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, str], Any]:
     """POST bytes as JSON; the status, headers and the JSON of the reply."""
-    lines = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body))} | {
+    lines = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body))} | {
         name.replace("_", "-"): value for name, value in headers.items()
     }
     head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"

@@ -217,7 +217,7 @@ def test_a_reply_that_cannot_be_recorded_is_not_given(serve, upstream, more, cap
 def test_an_error_of_the_server_is_a_500_that_says_nothing_of_its_inside(serve, upstream, monkeypatch, caplog) -> None:
     served = serve(upstream)
 
-    async def broken(*_):
+    async def broken(*_, **__):
         raise RuntimeError("the inside")
 
     monkeypatch.setattr(served.core, "answer", broken)

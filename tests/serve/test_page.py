@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from consilience.draws import Draw
-from consilience.serve.observe import Served
+from consilience.serve.observe import Served, Voted, stated_tokens
 from consilience.serve.page.recent import ANSWER, ANSWERS, TEXT, Recent
 from consilience.testing import ScriptedServer
 from report.conftest import Watched, browser  # noqa: F401
@@ -486,3 +486,85 @@ def test_texts_can_be_read_in_both_schemes(serve: Any, watch: Any) -> None:
             page.wait_for_selector(".detail .drawn")
             page.mouse.move(0, 0)
             assert page.evaluate(contrast) == []
+
+
+# ------------------------------------------------------------------- several choices, and requests passed through
+
+
+def posted(origin: str, **more: Any) -> dict[str, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": "6 x 7?"}]} | more
+    request = urllib.request.Request(f"{origin}/v1/chat/completions", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        return json.loads(reply.read())
+
+
+@pytest.mark.browser
+def test_all_choices_of_a_request_are_shown(serve: Any, watch: Any) -> None:
+    with ScriptedServer(answers={HOSTILE: 0.5, "42": 0.5}, seed=4, models=["m"]) as upstream:
+        origin = serve(upstream, policy="sc:n=4", kind="text").origin
+        told = posted(origin, n=3)["consilience"]["choices"]
+        watched = watch(origin)
+        page = watched.page
+        listed(page, 1)
+        assert page.locator("#recent .what").inner_text() == f"{told[0]['answer']} and 2 more choices"
+        page.locator("#recent .row").click()
+        page.wait_for_function("document.querySelectorAll('.choice').length === 3")
+        for place, choice in enumerate(told):
+            shown = page.locator(".choice").nth(place)
+            assert shown.locator("h4").inner_text().startswith(f"Choice {place + 1} of 3: {choice['answer']}, ")
+            assert shown.locator(".drawn > li").count() == choice["draws"] == 4
+            counts = [int(text) for text in shown.locator(".bars .count").all_inner_texts()]
+            assert counts == sorted(choice["votes"].values(), reverse=True)
+        assert watched.troubles == []
+
+
+@pytest.mark.browser
+def test_a_request_passed_through_shows_the_tokens_that_its_reply_states(serve: Any, watch: Any) -> None:
+    with ScriptedServer(answers={"42": 1.0}, models=["m"]) as upstream:
+        origin = serve(upstream, policy="none").origin
+        used = posted(origin)["usage"]["total_tokens"]
+        page = watch(origin).page
+        listed(page, 1)
+        assert f"{used} tokens" in page.locator("#recent .row").inner_text()
+        page.locator("#recent .row").click()
+        assert page.locator(".detail .facts div", has_text="Tokens").locator("dd").inner_text() == str(used) != "0"
+        assert cards(page)["Tokens"] == str(used)
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        (b'{"choices": [], "usage" : {"prompt_tokens": 7, "completion_tokens": 3}}', (7, 3)),
+        (b'data: {"usage":null}\n\ndata: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n', (7, 3)),
+        (b'{"usage": {"prompt_tokens": 7}, "choices": [{"text": "\\"usage\\": {\\"prompt_tokens\\": 1}"}]}', (7, 0)),
+        (b'{"choices": [], "usage": {"prompt_tokens": -1}}', None),
+        (b'{"choices": [], "usage": {"prompt_tokens": 7, "compl', None),
+        (b'{"choices": [], "usage": [[[', None),
+        (b'"usage":' + b"[" * 60_000, None),
+        (b"\x1f\x8b\x00packed", None),
+        (b"", None),
+    ],
+)
+def test_tokens_are_read_from_the_end_of_a_reply(tail: bytes, expected: tuple[int, int] | None) -> None:
+    wanted = {} if expected is None else dict(zip(("prompt_tokens", "completion_tokens"), expected, strict=True))
+    assert stated_tokens(tail) == wanted
+
+
+def test_several_choices_keep_no_more_than_one() -> None:
+    recent = Recent(apart=False)
+    votes = {f"{n} " + "x" * 5000: 1.0 for n in range(200)}
+    drawn = tuple(Draw(text="t" * 50_000) for _ in range(3))
+    other = Voted("a" * 5000, 0.5, votes, "max", 3, drawn)
+    recent.note(
+        Served(
+            "r", 0.0, "/v1/chat/completions", "", "m", "sc", 200, 1.0, votes=votes, drawn=drawn, others=(other,) * 127
+        )
+    )
+    kept = recent.one("", "r")
+    assert len(kept["others"]) == 127
+    assert sum(len(one["votes"]) for one in (kept, *kept["others"])) <= 2 * ANSWERS
+    assert max(len(one["answer"]) for one in kept["others"]) == ANSWER + 2
+    assert recent._of[""].texts == sum(len(draw["text"]) for one in (kept, *kept["others"]) for draw in one["drawn"])
+    recent = Recent(apart=False, texts=1000)
+    recent.note(Served("r", 0.0, "/v1/completions", "", "m", "sc", 200, 1.0, drawn=drawn, others=(other,)))
+    assert [one["drawn"] for one in recent.one("", "r")["others"]] == [[]]

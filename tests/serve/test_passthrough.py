@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 
 import openai
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from consilience.cli.serve import _listen
+from consilience.errors import InputError
 
 from .helpers import eventually, post, raw, running
 from .upstream import Upstream
@@ -19,6 +26,20 @@ def upstream():
     with running(made.app) as origin:
         made.url = f"{origin}/v1"
         yield made
+
+
+class Odd(Upstream):
+    """Sends a header twice, and does not end a stream after its last line."""
+
+    async def chat(self, request: Request) -> Response:
+        reply = await super().chat(request)
+        reply.raw_headers.extend([(b"x-twice", b"1"), (b"x-twice", b"2")])
+        return reply
+
+    async def stream(self, body):
+        async for piece in super().stream(body):
+            yield piece
+        await asyncio.sleep(60)
 
 
 def body(model: str = "m", **more) -> bytes:
@@ -135,3 +156,40 @@ def test_a_cap_on_draws_binds_it(serve, upstream) -> None:
     with pytest.raises(openai.RateLimitError):
         served.ask()
     assert len(upstream.seen) == 3
+
+
+def test_a_client_that_leaves_after_the_last_line_of_a_stream_pays_what_it_used(serve) -> None:
+    odd = Odd()
+    with running(odd.app) as origin:
+        served = serve(f"{origin}/v1", policy="none", budget="tokens=500")
+        for _ in range(3):
+            chunks = served.ask(max_tokens=50, stream=True)
+            assert [chunk.usage.total_tokens for chunk in chunks if chunk.usage] == [10]
+            chunks.close()
+        assert eventually(lambda: served.core.account.tokens == 30)
+        assert (served.core.account.unknown, served.core.account._reserved_tokens) == (0, 0)
+
+
+def test_a_header_that_comes_twice_goes_on_twice(serve) -> None:
+    odd = Odd()
+    with running(odd.app) as origin:
+        served = serve(f"{origin}/v1", policy="none")
+        with served.client() as client:
+            reply = client.chat.completions.with_raw_response.create(
+                model="m", messages=[{"role": "user", "content": "x"}]
+            )
+        assert reply.headers.get_list("x-twice", split_commas=True) == ["1", "2"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_what_is_written_to_a_client_leaves_at_once(host) -> None:
+    """A head and its body are two writes; held back until the first is acknowledged, the second is 40 ms late."""
+    try:
+        listener = _listen(host, 0)
+    except InputError:
+        assert host == "::1"
+        pytest.skip("no IPv6 here")
+    with listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,7 +1,8 @@
 """The ledger: draws by (request hash, draw index), written in groups by one thread, before any rule sees them.
 
-A draw is never bought twice: asking for k draws when k are stored costs nothing and returns the same k. A failed
-draw is kept as a trace, but a later run asks for it again and a good draw takes its place.
+A draw is never bought twice: asking for k draws when k are stored costs nothing and returns the same k, and who
+claims a request before he buys keeps other processes from buying the same draws meanwhile. A failed draw is kept as a
+trace, but a later run asks for it again and a good draw takes its place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import queue
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +30,10 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from consilience import record
 from consilience.draws import Draw, Problem
 from consilience.errors import ConsilienceError, InputError
-from consilience.ledger import tables
+from consilience.ledger import claims, owners, tables
+from consilience.ledger.budgets import SharedBudget
+from consilience.ledger.claims import Claim, Claimed
+from consilience.ledger.owners import Owner
 
 KNOWN = 100_000
 """Hashes of requests kept to spare a write that would change nothing."""
@@ -60,6 +66,7 @@ class Ledger:
     """A store of draws behind one writer thread; safe to share between processes.
 
     Raises InputError when it cannot be opened; a write that fails is raised by the future of every draw in it.
+    ``lives`` counts how often other processes took this one for dead: claims of an earlier life are void.
     """
 
     def __init__(self, url: str | None = None) -> None:
@@ -71,6 +78,12 @@ class Ledger:
         self._writing = False
         self._writer = threading.Thread(target=self._write_batches, name="consilience-ledger", daemon=True)
         self._known: set[str] = set()
+        self._owner = Owner()
+        self.lives = 0
+        self._beating: threading.Thread | None = None
+        self._end = threading.Event()
+        self._register_lock = threading.Lock()
+        self._claimed: Counter[str] = Counter()
         self._closed = False
         self._writer.start()
 
@@ -79,12 +92,7 @@ class Ledger:
 
         Draws that come while the writer is at work are written together next and share the future.
         """
-        batch = self._open
-        if batch is None:
-            loop = asyncio.get_running_loop()
-            batch = self._open = _Batch(loop, loop.create_future())
-            if not self._writing:
-                loop.call_soon(self._send)
+        batch = self._gathering()
         if asked.hash not in self._known:
             if len(self._known) >= KNOWN:
                 self._known.clear()  # a request that is stored twice stays as it is
@@ -93,20 +101,102 @@ class Ledger:
         batch.draws.append(_row(asked.hash, index, draw))
         return batch.done
 
+    async def claim(self, request_hash: str, start: int) -> Claimed:
+        """Claim a request before draws of it are bought; tells too which from index ``start`` on are here by now.
+
+        Where the claim is not ``mine`` another process is buying: ask again later. `release` must follow each claim
+        that is. A claim is free again once its process is dead. Claims within one ledger object do not exclude
+        each other.
+        """
+        if self._beating is None:
+            await asyncio.to_thread(self._register)
+        batch = self._gathering()
+        claim = Claim(request_hash, start, asyncio.get_running_loop().create_future())
+        batch.claims.append(claim)
+        self._claimed[request_hash] += 1
+        mine = False
+        try:
+            claimed = await claim.answer
+            mine = claimed.mine
+        finally:
+            if not mine:
+                self.release(request_hash)
+        return claimed
+
+    def release(self, request_hash: str) -> None:
+        """Let a claim go, after the draws that were put before."""
+        self._claimed[request_hash] -= 1
+        if self._claimed[request_hash] == 0:
+            del self._claimed[request_hash]
+            batch = self._gathering()
+            batch.claims = [claim for claim in batch.claims if claim.request_hash != request_hash]
+            batch.releases.add(request_hash)
+
+    def budget(self, name: str) -> SharedBudget:
+        """What was spent under a name by all processes on this ledger, for `exchange`; blocks on the database."""
+        self._register()
+        return SharedBudget(self._engine, self._owner, name)
+
+    @property
+    def owner(self) -> str:
+        """The name under which this ledger object claims and holds."""
+        return self._owner.id
+
+    def bury_dead(self, known: str | None = None) -> None:
+        """Free what dead processes claimed, and count what they held of budgets as spent; blocks on the database.
+
+        ``known`` is an owner that the caller knows to be dead.
+        """
+        with self._engine.begin() as connection:
+            owners.bury(connection, [*owners.dead(connection, self._owner), *([known] if known else [])])
+
+    def _register(self) -> None:
+        """Be known as an owner, and go on saying so until the end."""
+        with self._register_lock:
+            if self._beating is None:
+                with self._engine.begin() as connection:
+                    owners.renew(connection, self._owner)
+                self._beating = threading.Thread(target=self._beat, name="consilience-beat", daemon=True)
+                self._beating.start()
+
+    def _beat(self) -> None:
+        while not self._end.wait(owners.BEAT):
+            # where one fails the next may come through; others take over if none does
+            with suppress(SQLAlchemyError), self._engine.begin() as connection:
+                self.lives += not owners.renew(connection, self._owner)
+
+    def _gathering(self) -> _Batch:
+        """The batch that goes to the writer next."""
+        batch = self._open
+        if batch is None:
+            loop = asyncio.get_running_loop()
+            batch = self._open = _Batch(loop, loop.create_future())
+            if not self._writing:
+                loop.call_soon(self._send)
+        return batch
+
     def _send(self) -> None:
         """Hand what has gathered to the writer."""
         if (batch := self._open) is not None:
             self._open, self._writing = None, True
             self._queue.put(batch)
 
-    def _written(self, done: asyncio.Future[None], failure: Exception | None) -> None:
+    def _written(self, batch: _Batch, outcome: list[Claimed] | Exception) -> None:
         self._writing = False
         self._send()
-        if not done.done():
-            if failure is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failure)
+        if isinstance(outcome, Exception):
+            for key in batch.releases - self._claimed.keys():
+                self._gathering().releases.add(key)
+            waiting: list[asyncio.Future[Any]] = [batch.done, *(claim.answer for claim in batch.claims)]
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(outcome)
+            return
+        if not batch.done.done():
+            batch.done.set_result(None)
+        for claim, claimed in zip(batch.claims, outcome, strict=True):
+            if not claim.answer.done():
+                claim.answer.set_result(claimed)
 
     def stored(self, hashes: Iterable[str]) -> dict[str, dict[int, Draw]]:
         """The good draws stored for each request hash, by index."""
@@ -141,7 +231,16 @@ class Ledger:
             self._send()
             self._queue.put(None)
             self._writer.join()
+            self._leave()
             self._engine.dispose()
+
+    def _leave(self) -> None:
+        """Free what is still claimed; a budget's holds are settled as far as anyone said."""
+        if self._beating is not None:
+            self._end.set()
+            self._beating.join()
+            with suppress(SQLAlchemyError), self._engine.begin() as connection:
+                owners.bury(connection, [self._owner.id])
 
     def __enter__(self) -> Ledger:
         return self
@@ -151,26 +250,27 @@ class Ledger:
 
     def _write_batches(self) -> None:
         while (batch := self._queue.get()) is not None:
-            failure = self._write(batch)
+            outcome = self._write(batch)
             try:
-                batch.loop.call_soon_threadsafe(self._written, batch.done, failure)
+                batch.loop.call_soon_threadsafe(self._written, batch, outcome)
             except RuntimeError:  # the loop is gone (interrupted run): the draws are written all the same
                 self._writing = False
 
-    def _write(self, batch: _Batch) -> Exception | None:
+    def _write(self, batch: _Batch) -> list[Claimed] | Exception:
         """Write a batch; a lost connection or a deadlock with another process is tried again."""
         rows = sorted(batch.draws, key=lambda row: (row["request_hash"], row["draw_index"]))
         for pause in (*RETRIES, None):
             try:
                 with self._engine.begin() as connection:
                     self._statements.upsert(connection, batch.requests, rows)
-                return None
+                    claims.drop(connection, batch.releases, self._owner)
+                    return claims.take(connection, batch.claims, self._owner) if batch.claims else []
             except Exception as error:
                 if pause is None or not isinstance(error, OperationalError):
                     self._known.difference_update(request["hash"] for request in batch.requests)
                     return _failure(self.name, "written", error)
                 time.sleep(pause)
-        return None
+        raise AssertionError("the last try returns")
 
     # --- what the command line shows, exports and imports ---
 
@@ -263,14 +363,19 @@ def _row(request_hash: str, index: int, draw: Draw) -> dict[str, Any]:
 
 
 class _Batch:
-    """The draws put while the writer was at work, the requests new with them, and the future they share."""
+    """The draws put while the writer was at work, the requests new with them, and the future they share.
 
-    __slots__ = ("done", "draws", "loop", "requests")
+    The claims and releases of the same time are written behind them.
+    """
+
+    __slots__ = ("claims", "done", "draws", "loop", "releases", "requests")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
         self.loop, self.done = loop, done
         self.requests: list[dict[str, Any]] = []
         self.draws: list[dict[str, Any]] = []
+        self.claims: list[Claim] = []
+        self.releases: set[str] = set()
 
 
 class _Statements:

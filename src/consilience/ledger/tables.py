@@ -1,10 +1,23 @@
-"""The two tables of the ledger, and how a database for them is opened."""
+"""The tables of the ledger, of claims and of shared budgets, and how a database for them is opened."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, create_engine, event
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+)
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
@@ -30,6 +43,43 @@ draws = Table(
     Column("payload", Text, nullable=False),
 )
 
+owners = (
+    Table(  # the processes that claim requests or hold a part of a budget; `beat` is seconds of the database's clock
+        "owners",
+        metadata,
+        Column("id", String(64), primary_key=True),
+        Column("place", Text, nullable=False),
+        Column("pid", BigInteger, nullable=False),
+        Column("beat", Float, nullable=False),
+    )
+)
+
+claims = Table(  # whose draws of a request are on their way
+    "claims",
+    metadata,
+    Column("request_hash", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False, index=True),
+)
+
+budgets = Table(  # what was spent under a name, settled
+    "budgets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("draws", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("pico", BigInteger, nullable=False),
+)
+
+holds = Table(  # what each process may still spend of it, or has spent without having said so
+    "holds",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", String(64), primary_key=True),
+    Column("draws", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("pico", BigInteger, nullable=False),
+)
+
 
 def open_engine(url: str) -> Engine:
     """An engine for a path, ``sqlite:///PATH`` or ``postgresql://...`` with the tables in place.
@@ -52,10 +102,7 @@ def open_engine(url: str) -> Engine:
         engine = create_engine(address, pool_pre_ping=address.get_backend_name() != "sqlite")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _sqlite_settings)
-        try:
-            metadata.create_all(engine)
-        except DBAPIError:  # another process may have made the tables in the same moment
-            metadata.create_all(engine)
+        _create(engine)
         return engine
     except (NoSuchModuleError, ImportError) as error:
         raise InputError(
@@ -64,6 +111,17 @@ def open_engine(url: str) -> Engine:
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise InputError(f"ledger {shown}: cannot be opened ({reason})") from error
+
+
+def _create(engine: Engine) -> None:
+    """Make what is missing; other processes may be making it in the same moment, one table or the other first."""
+    for _ in metadata.tables:
+        try:
+            metadata.create_all(engine)
+            return
+        except DBAPIError:
+            time.sleep(0.05)
+    metadata.create_all(engine)
 
 
 def _sqlite_settings(connection: object, _record: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,12 +21,14 @@ from starlette.types import Receive, Scope, Send
 
 from consilience.serve import page
 from consilience.serve.core import Answer, Core, OnProgress, Settings
-from consilience.serve.errors import ApiError, bad, of_mishap
-from consilience.serve.gate import Gate, ending
-from consilience.serve.http import ClientGone, read_body, send_error, send_json, while_connected
+from consilience.serve.errors import ApiError, bad, of_cut, of_mishap
+from consilience.serve.gate import Gate, Uploads, ending, send_parting
+from consilience.serve.hosts import OwnNames, loopback
+from consilience.serve.http import ClientGone, send_error, send_json, while_connected
 from consilience.serve.keys import Client, run_seed
 from consilience.serve.metrics import Metrics
 from consilience.serve.observe import GONE, SHOWN, Outgoing
+from consilience.serve.openapi import document
 from consilience.serve.page.recent import Recent
 from consilience.serve.passthrough import Passthrough
 from consilience.serve.policies import NONE, split_model
@@ -36,12 +40,18 @@ from consilience.text.session import Session
 
 CHAT, TEXT = "/chat/completions", "/completions"
 
+log = logging.getLogger("consilience.serve")
 
-def create_app(settings: Settings | None = None) -> Starlette:
-    """The server as an ASGI application; raises InputError for bad settings."""
+
+def create_app(settings: Settings | None = None, host: str | None = None) -> Starlette:
+    """The server as an ASGI application; raises InputError for bad settings.
+
+    ``host`` is the address it listens on. Where that is a loopback address and no keys are configured, requests by
+    another name are refused.
+    """
     core = Core(settings or Settings())
     passthrough = None if core.house else Passthrough(core)
-    gate = Gate(core.settings.queue)
+    gate, uploads = Gate(core.settings.queue), Uploads(core.config.serve.max_body_bytes)
     metrics, ready = Metrics(core, gate), Readiness(core, passthrough, gate)
     recent = Recent(apart=len(core.keyring) > 0)
     core.observers += [metrics.observe, ready.observe, recent.note]
@@ -53,6 +63,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        core.start()
+        metrics.start()
         yield
         await gate.end()
         if passthrough is not None:
@@ -62,20 +74,22 @@ def create_app(settings: Settings | None = None) -> Starlette:
     models = _Models(core, passthrough)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", _Completions(core, passthrough, gate, CHAT), methods=["POST"]),
-            Route("/v1/completions", _Completions(core, passthrough, gate, TEXT), methods=["POST"]),
+            Route("/v1/chat/completions", _Completions(core, passthrough, gate, uploads, CHAT), methods=["POST"]),
+            Route("/v1/completions", _Completions(core, passthrough, gate, uploads, TEXT), methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{name:path}", models, methods=["GET"]),
+            Route("/openapi.json", _openapi, methods=["GET"]),
             Route("/healthz", _healthy, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
             Route("/metrics", metrics.__call__, methods=["GET"]),
             *page.routes(core, recent),
         ],
+        middleware=[Middleware(OwnNames, host=host)] if host and loopback(host) and not len(core.keyring) else [],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.core, app.state.gate = core, gate
+    app.state.core, app.state.gate, app.state.uploads = core, gate, uploads
     return app
 
 
@@ -83,11 +97,15 @@ async def _healthy(_: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
+async def _openapi(_: Request) -> Response:
+    return JSONResponse(document())
+
+
 async def _no_route(request: Request, error: Exception) -> Response:
     """What starlette itself refuses: a path or a method that is not served."""
     assert isinstance(error, HTTPException)
     codes = {404: "unknown_url", 405: "method_not_allowed"}
-    text = f"{request.method} {request.url.path} is not served here"
+    text = f"{request.method[:20]} {request.url.path[:200]} is not served here"
     found = ApiError(error.status_code, text, code=codes.get(error.status_code))
     headers = dict(error.headers or {})
     return Response(found.body, error.status_code, headers, "application/json")
@@ -110,12 +128,16 @@ class _Endpoint(ABC):
         except ClientGone:
             out.knows(status=GONE)
         except Exception as error:
-            if out.started:
+            if out.started:  # it cannot be mended: the connection is closed, which the client can tell from an end
                 out.failed(error)
-                raise
+                of_cut(error)
+                return
             meant = error if isinstance(error, ApiError) else of_mishap(error)
             out.failed(meant)
-            await send_error(out, meant)
+            if meant.headers.get("connection") == "close":
+                await send_parting(receive, out, meant)
+            else:
+                await send_error(out, meant)
         finally:
             self.over(out)
 
@@ -149,28 +171,32 @@ class _Models(_Endpoint):
 class _Completions(_Endpoint):
     """``/v1/chat/completions`` and ``/v1/completions``."""
 
-    def __init__(self, core: Core, passthrough: Passthrough | None, gate: Gate, path: str) -> None:
+    def __init__(self, core: Core, passthrough: Passthrough | None, gate: Gate, uploads: Uploads, path: str) -> None:
         super().__init__(core, passthrough)
-        self.gate = gate
+        self.gate, self.uploads = gate, uploads
         self.path = path
 
     def over(self, out: Outgoing) -> None:
         """Tell those who watch."""
         served = out.served()
         for observer in self.core.observers:
-            observer(served)
+            try:
+                observer(served)
+            except Exception:  # no fault of the request, and no reason to leave the others untold
+                log.exception("an observer failed")
 
     async def handle(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
         try:
+            self.gate.look()
+            raw = await self.uploads.body(scope, receive)
             with self.gate.admitted():
-                await self._work(scope, receive, out, headers, client)
+                await self._work(raw, receive, out, headers, client)
         except asyncio.CancelledError:
             if not self.gate.ended:
                 raise
             raise ending() from None
 
-    async def _work(self, scope: Scope, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
-        raw = await read_body(scope, receive, self.core.config.serve.max_body_bytes)
+    async def _work(self, raw: bytes, receive: Receive, out: Outgoing, headers: Headers, client: Client) -> None:
         body = read_object(raw)
         model, tail = split_model(read_model(body))
         spec = self.core.spec_of(read_extension(body).get("policy", tail), client)
@@ -184,10 +210,12 @@ class _Completions(_Endpoint):
             work = self.passthrough.call(self.path, raw, body, headers, client, out)
         else:
             ask = read_ask(body, chat=self.path == CHAT)
-            work = self._answer(ask, client, run_seed(client, _idempotency(headers), ask.seed), out)
+            work = self._answer(ask, client, _idempotency(headers), out)
         await while_connected(receive, work)
 
-    async def _answer(self, ask: Ask, client: Client, seed: int, out: Outgoing) -> None:
+    async def _answer(self, ask: Ask, client: Client, idempotency: str | None, out: Outgoing) -> None:
+        seed = run_seed(client, idempotency, ask.seed)
+        repeatable = idempotency is not None or ask.seed is not None
         replies = Replies(ask)
         out.knows(id=replies.id, question=ask.question(0)[:SHOWN])
 
@@ -196,7 +224,7 @@ class _Completions(_Endpoint):
 
         async def agreed(told: OnProgress | None = None) -> Answer:
             try:
-                answer = await self.core.answer(ask, client, seed, told, ended)
+                answer = await self.core.answer(ask, client, seed, told, ended, repeatable=repeatable)
             except Exception as error:  # a stream that has begun makes an event of it
                 out.failed(error)
                 raise

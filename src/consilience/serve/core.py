@@ -15,7 +15,7 @@ from typing import Any
 from consilience import config as configuration
 from consilience.draws import Budget, Draw, Problem, Usage, Verdict
 from consilience.driver import NOT_DRAWN, Asking, Driver, Finished, Progress
-from consilience.errors import EndpointError, InputError
+from consilience.errors import ConsilienceError, EndpointError, InputError
 from consilience.ledger import Ledger
 from consilience.rules import Rule
 from consilience.serve.errors import ApiError, bad, of_endpoint, of_failed
@@ -26,12 +26,15 @@ from consilience.serve.schema import EXTENSION, Ask
 from consilience.text.answers.kinds import check_words_kind
 from consilience.text.budget import Account, Price
 from consilience.text.session import Session
+from consilience.text.shared import SharedAccount
 from consilience.text.sources.base import Request, Source
 from consilience.text.sources.openai import OpenAISource
 from consilience.text.transport import Retry
 
 log = logging.getLogger("consilience.serve")
 
+FLUSH = 1.0
+"""Seconds after which others know what was spent here of a shared budget, and have what is idle."""
 MODELS = 256
 """How many models' sources are kept, with what was learnt of their endpoint."""
 CAPPED_TOKENS = 1024
@@ -48,7 +51,9 @@ class Settings:
 
     ``upstream`` is a URL, the name of an endpoint in the configuration, or ``house``. ``budget`` caps all requests
     together, ``max_tokens`` is sent where a client sets no limit, ``concurrency`` caps the calls to the upstream in
-    flight, ``queue`` the requests that are answered at once, ``heartbeat`` is in seconds.
+    flight, ``max_prompt_tokens`` is what is reserved for a prompt with images, ``queue`` the requests that are answered
+    at once, ``heartbeat`` is in seconds. ``budget_name``: the caps of the server and its keys hold over all servers and
+    worker processes of that name on the ledger.
     """
 
     upstream: str = "house"
@@ -61,6 +66,8 @@ class Settings:
     config: str | Path | None = None
     heartbeat: float = 10.0
     queue: int = 256
+    max_prompt_tokens: int | None = None
+    budget_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,17 +115,48 @@ class Core:
             settings.max_tokens is not None and settings.max_tokens < 1
         ):
             raise InputError("concurrency, queue and max_tokens must be at least 1")
-        self.account = Account(Budget() if settings.budget is None else total_budget(settings.budget, "budget"))
-        self.keyring = Keyring(self.config, self.account)
+        budget = Budget() if settings.budget is None else total_budget(settings.budget, "budget")
         self.source = _open_upstream(settings, self.config)
         self._siblings: OrderedDict[str, OpenAISource] = OrderedDict()
         self.ledger = Ledger(settings.ledger or self.config.defaults.ledger)
+        self.shared: list[SharedAccount] = []
+        self._keeping: asyncio.Task[None] | None = None
+        self.account = self._open_account("server", budget, None)
+        self.keyring = Keyring(self.config, self.account, self._open_account)
         self.session = Session(self.source, self.ledger, self.account)
         self.observers: list[Observer] = []
         self._sessions: set[Session] = set()
 
+    def _open_account(self, name: str, budget: Budget, above: Account | None) -> Account:
+        """An account on a total budget; on a shared one where there is a cap and others may spend from it."""
+        if self.settings.budget_name is None or budget == Budget():
+            return Account(budget, above)
+        shared = self.ledger.budget(f"{self.settings.budget_name} {name}")
+        self.shared.append(SharedAccount(budget, shared, above))
+        return self.shared[-1]
+
+    def start(self) -> None:
+        """Keep the shared accounts until `close`; call from a running event loop."""
+        if self.shared:
+            self._keeping = asyncio.ensure_future(self._keep())
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        for account in self.shared:
+            try:
+                await account.flush()
+            except ConsilienceError as error:  # what is held stays held
+                log.warning("%s", error)
+
     async def close(self) -> None:
         """Close the connections, and write what is still to be written."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self._flush()
         await self.source.close()
         await asyncio.to_thread(self.ledger.close)
 
@@ -176,9 +214,12 @@ class Core:
         seed: int,
         on_progress: OnProgress | None = None,
         on_end: Callable[[Session], None] = lambda _: None,
+        *,
+        repeatable: bool = True,
     ) -> Answer:
         """Draw for a request until its policy is satisfied; raises ApiError.
 
+        ``repeatable``: the seed may come again, perhaps elsewhere, so that other processes may want the same draws.
         ``on_end`` gets the session, with what it bought, however that ends.
         """
         spec = self.spec_of(ask.policy, client)
@@ -186,9 +227,10 @@ class Core:
             spec = "sc:n=1"
         rule = rule_of(spec, ask.policy_field) if ask.policy else served_rule(spec)
         account = Account(ask.budget or Budget(), client.account)
+        bounded = self.bounds_prompt(ask.plain, account)
         source = self.source_of(ask.model)
-        session = self.session.nested(source, account, self.price_of(ask.model, account))
-        asking = self._asking(ask, rule, seed, account)
+        session = self.session.nested(source, account, self.price_of(ask.model, account), repeatable)
+        asking = self._asking(ask, rule, seed, account, None if bounded else self.settings.max_prompt_tokens)
         driver = Driver(session, rule, asking, concurrency=0, warn=log.info)  # 0: nothing is drawn ahead of the rule
         if on_progress is not None:
             driver.on_progress = _telling(driver, on_progress)
@@ -210,7 +252,15 @@ class Core:
             saved=driver.progress.saved,
         )
 
-    def _asking(self, ask: Ask, rule: Rule, seed: int, account: Account) -> Asking:
+    def bounds_prompt(self, plain: bool, account: Account) -> bool:
+        """Whether its bytes bound a prompt's tokens; raises ApiError where nothing does, and a cap is in force."""
+        if not plain and account.capped and self.settings.max_prompt_tokens is None:
+            text = "a cap on tokens or money is in force, and what an image, a sound or a file takes cannot be known"
+            text += ": the server has to be started with --max-prompt-tokens"
+            raise bad(text, "messages", "prompt_not_bounded")
+        return plain
+
+    def _asking(self, ask: Ask, rule: Rule, seed: int, account: Account, most_prompt: int | None) -> Asking:
         params = self._params(ask, rule, account)
         required = frozenset(ask.params)
         structured = isinstance(ask.response_format, dict) and ask.response_format.get("type") != "text"
@@ -230,6 +280,7 @@ class Core:
                 question=problem.question,
                 problem_id=problem.id,
                 whole=True,
+                most_prompt=most_prompt,
             )
 
         plain = {name: params[name] for name in ("temperature", "top_p", *_LIMITS) if name in params}

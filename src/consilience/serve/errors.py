@@ -6,6 +6,8 @@ import json
 import logging
 from typing import Any
 
+from aiohttp import ClientError
+
 from consilience.draws import Draw
 from consilience.errors import ConsilienceError, EndpointError
 from consilience.text.transport import Refused
@@ -56,6 +58,14 @@ def of_mishap(error: Exception) -> ApiError:
     if isinstance(error, ConsilienceError):
         return ApiError(503, "the server cannot keep draws now, so it makes none", code="unavailable")
     return ApiError(500, "the server had an error while processing the request")
+
+
+def of_cut(error: Exception) -> None:
+    """Log why a reply that had begun was cut: in one line where a connection is the reason, else in full."""
+    if isinstance(error, ApiError | ClientError | OSError | TimeoutError):
+        log.warning("a reply was cut: %s: %s", type(error).__name__, str(error)[:200])
+    else:
+        log.error("a reply was cut", exc_info=error)
 
 
 def of_refusal(status: int, message: str, param: str | None, code: str | None) -> ApiError:

@@ -58,6 +58,8 @@ async def cancelled(task: asyncio.Future[Any]) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await task
+    elif not task.cancelled():
+        task.exception()  # nobody is left to hear of it, and asyncio would log that
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -7,7 +7,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from consilience.config import Config
@@ -43,10 +43,17 @@ def total_budget(spec: str, where: str) -> Budget:
 class Keyring:
     """The clients of a server. Without keys in the configuration any key, and none, is accepted.
 
+    ``open_account`` makes the account of a client who has a budget, by name, budget and the account above.
     Raises InputError where a key's variable is not set, is shared, or a policy or budget cannot be read.
     """
 
-    def __init__(self, config: Config, account: Account, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        config: Config,
+        account: Account,
+        open_account: Callable[[str, Budget, Account], Account] = lambda _, budget, above: Account(budget, above),
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
         self._account = account
         self._clients: list[tuple[bytes, Client]] = []
         for name, entry in config.serve.keys.items():
@@ -58,7 +65,9 @@ class Keyring:
                 raise InputError(f"{where}: the key in {entry.key_env} is another client's too")
             if entry.policy is not None and entry.policy != NONE:
                 served_rule(entry.policy)
-            own = account if entry.budget is None else Account(total_budget(entry.budget, where), account)
+            own = account
+            if entry.budget is not None:
+                own = open_account(f"key:{name}", total_budget(entry.budget, where), account)
             self._clients.append((_digest(key), Client(f"key:{name}", entry.policy, own)))
 
     def __len__(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import quote
 
@@ -21,19 +20,21 @@ from yarl import URL
 from consilience.errors import BudgetSpent
 from consilience.serve.core import Core
 from consilience.serve.errors import ApiError, bad
-from consilience.serve.http import encoded
 from consilience.serve.keys import Client
-from consilience.text.budget import CallMeter, Price
+from consilience.serve.schema import all_text
+from consilience.text.budget import Account, CallMeter, Price
 from consilience.text.sources.base import Attempt, Request
 from consilience.text.sources.openai import chat_urls, stated_usage
 from consilience.text.transport import environment_proxy
 
 FORWARDED = ("accept", "accept-encoding", "content-type", "idempotency-key", "openai-beta", "user-agent")
 """The client's headers that go upstream; never his key, nor what names his organization."""
-OWN = {"connection", "keep-alive", "transfer-encoding", "set-cookie", "server", "date", "upgrade"}
+OWN = {b"connection", b"keep-alive", b"transfer-encoding", b"set-cookie", b"server", b"date", b"upgrade"}
 """The upstream's headers that do not come back: they are about its own connection."""
 TAIL = 64 * 1024
 """Bytes at the end of a stream in which its usage is looked for."""
+DONE = b"data: [DONE]"
+"""The last line of a stream: many clients leave once they have read it."""
 
 
 class Passthrough:
@@ -46,6 +47,7 @@ class Passthrough:
             url, variable = config.endpoints[url].url, config.endpoints[url].api_key_env
         self._core = core
         self._chat = chat_urls(url)[1]
+        self._urls: dict[str, URL] = {}
         self._key = os.environ.get(variable, "").strip()
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=seconds)
         self._session: aiohttp.ClientSession | None = None
@@ -58,23 +60,25 @@ class Passthrough:
     async def models(self, name: str, headers: Mapping[str, str], send: Send) -> None:
         """The upstream's list of models, or its line on one of them."""
         path = "/models" + (f"/{quote(name, safe='')}" if name else "")
-        await self._relay("GET", path, None, headers, send, None)
+        await self._relay("GET", self._url(path), None, headers, send, None)
 
     async def call(
         self, path: str, raw: bytes, body: dict[str, Any], headers: Mapping[str, str], client: Client, send: Send
     ) -> None:
         """Relay a call; ``body`` is what ``raw`` holds. Raises ApiError before anything was sent."""
         account = client.account
-        choices = body.get("n")
-        draws = choices if type(choices) is int and choices > 0 else 1
+        draws = _draws(body, account)
+        if (url := self._urls.get(path)) is None:
+            url = self._urls[path] = self._url(path)
         try:
-            async with AsyncExitStack() as stack:
-                self._take(account, draws)
-                attempt = None
-                if account.capped:
-                    meter = self._meter(body, client, draws)
-                    attempt = await stack.enter_async_context(meter.attempt(draws))
-                await self._relay("POST", path, raw, headers, send, attempt)
+            if account.shared:
+                await account.lease(draws=draws)
+            self._take(account, draws)
+            if not account.capped:
+                await self._relay("POST", url, raw, headers, send, None)
+                return
+            async with self._meter(body, client, draws).attempt(draws) as attempt:
+                await self._relay("POST", url, raw, headers, send, attempt)
         except BudgetSpent as spent:
             text = f"the budget that the server has for this key is spent ({spent})"
             quota = "insufficient_quota"
@@ -89,46 +93,47 @@ class Passthrough:
 
     def _meter(self, body: dict[str, Any], client: Client, draws: int) -> CallMeter:
         """What bounds the call's cost; raises ApiError where nothing does."""
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        if type(limit) is not int or limit < 1:
+        limits = [body[name] for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
+        if not limits or any(type(limit) is not int or limit < 1 for limit in limits):
             raise bad("a budget is in force: set 'max_tokens'", "max_tokens", "missing_required_parameter")
-        prompts = body.get("prompt")
-        several = len(prompts) if isinstance(prompts, list) and not all(type(p) is int for p in prompts) else 1
+        prompts, best = body.get("prompt"), -(-_whole(body.get("best_of")) // (_whole(body.get("n")) or 1))
+        bounded = self._core.bounds_prompt(_plain(body.get("messages")), client.account)
         bounding = Request(
             endpoint="",
             model="",
             messages=({"content": [body.get("messages"), prompts]},),
-            params={"max_tokens": limit * several * max(1, _whole(body.get("best_of")) // draws)},
+            params={"max_tokens": max(limits) * max(1, best)},
             tools=(body.get("tools"), body.get("functions")),
             response_format=body.get("response_format"),
+            most_prompt=None if bounded else self._core.settings.max_prompt_tokens,
         )
         price = self._core.price_of(str(body.get("model")), client.account)
         return CallMeter(client.account, bounding, price or Price())
 
-    async def _relay(
-        self, method: str, path: str, raw: bytes | None, headers: Mapping[str, str], send: Send, attempt: Attempt | None
-    ) -> None:
-        url = URL(self._chat.replace("/chat/completions", path, 1), encoded=True)
+    def _url(self, path: str) -> URL:
+        return URL(self._chat.replace("/chat/completions", path, 1), encoded=True)
+
+    def _sent(self, headers: Mapping[str, str], attempt: Attempt | None) -> CIMultiDict[str]:
+        """The headers that go upstream."""
         sent: CIMultiDict[str] = CIMultiDict((name, headers[name]) for name in FORWARDED if name in headers)
         sent.setdefault("accept-encoding", "identity")
         if attempt is not None:
             sent["accept-encoding"] = "identity"  # the usage has to be read
         if self._key:
             sent["authorization"] = f"Bearer {self._key}"
+        return sent
+
+    async def _relay(
+        self, method: str, url: URL, raw: bytes | None, headers: Mapping[str, str], send: Send, attempt: Attempt | None
+    ) -> None:
         started = False
+        sent = self._sent(headers, attempt)
         try:
             async with self._open().request(method, url, data=raw, headers=sent, allow_redirects=False) as response:
-                kept = {name: value for name, value in response.headers.items() if name.lower() not in OWN}
-                start = {"type": "http.response.start", "status": response.status, "headers": encoded(kept)}
+                kept = [(name, value) for name, value in response.raw_headers if name.lower() not in OWN]
                 started = True
-                await send(start)
-                tail = b""
-                async for piece in response.content.iter_any():
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    if attempt is not None:
-                        tail = tail + piece if response.content_type == "application/json" else (tail + piece)[-TAIL:]
-                _settle(attempt, response.status, tail)
-            await send({"type": "http.response.body", "body": b""})
+                await send({"type": "http.response.start", "status": response.status, "headers": kept})
+                await _stream(response, send, attempt)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if started:
                 raise  # the client sees a reply that is cut, as the upstream cut it
@@ -152,14 +157,43 @@ class Passthrough:
         return self._session
 
 
+def _draws(body: dict[str, Any], account: Account) -> int:
+    """How many replies a body asks for; raises ApiError where a cap is in force and that cannot be read."""
+    choices, prompts = body.get("n"), body.get("prompt")
+    several = isinstance(prompts, list) and not all(type(token) is int for token in prompts)
+    if type(choices) is int and choices > 0:
+        draws = choices
+    elif choices is not None and account.limited:
+        raise bad("a budget is in force: expected a whole number, 1 or more", "n")
+    else:
+        draws = 1
+    return draws * max(1, len(prompts)) if several and isinstance(prompts, list) else draws
+
+
+def _plain(messages: Any) -> bool:
+    """Whether all that is in messages is text."""
+    return all_text([one for one in messages if isinstance(one, dict)]) if isinstance(messages, list) else True
+
+
 def _whole(value: Any) -> int:
     return value if type(value) is int and value > 0 else 0
 
 
-def _settle(attempt: Attempt | None, status: int, body: bytes) -> None:
+async def _stream(response: aiohttp.ClientResponse, send: Send, attempt: Attempt | None) -> None:
+    """Pass each piece of a reply on as it comes; the attempt is settled before its client can know that it ends."""
+    content, tail, ended = response.content, b"", False
+    while not ended:
+        piece = await content.readany()
+        ended = content.at_eof()
+        if attempt is not None:
+            tail = tail + piece if response.content_type == "application/json" else (tail + piece)[-TAIL:]
+            if ended or tail.rstrip().endswith(DONE):
+                _settle(attempt, response.status, tail)
+        await send({"type": "http.response.body", "body": piece, "more_body": not ended})
+
+
+def _settle(attempt: Attempt, status: int, body: bytes) -> None:
     """Settle a call by what its reply, or the last chunk of its stream, says was used; a refused one used nothing."""
-    if attempt is None:
-        return
     if 400 <= status < 500:
         attempt.release()
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Replies:
         }
 
     def _logprobs(self, choice: Choice) -> Any:
-        return _kept(choice).get("logprobs") if self.ask.logprobs else None
+        return finite(_kept(choice).get("logprobs")) if self.ask.logprobs else None
 
     # ------------------------------------------------------------------------------------------------- streams
 
@@ -115,6 +116,15 @@ class Replies:
             cut = cut if cut > 0 else PIECE
             yield text[:cut], None
             text = text[cut:]
+
+
+def finite(value: Any) -> Any:
+    """Log-probabilities as JSON can hold them: OpenAI writes -9999 for a probability of nearly zero."""
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    return value if not isinstance(value, float) or math.isfinite(value) else -9999.0
 
 
 def _kept(choice: Choice) -> dict[str, Any]:

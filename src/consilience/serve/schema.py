@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,13 @@ from consilience.text.sources.openai import message_text
 EXTENSION = "consilience"
 """The field of a request that holds what OpenAI's API has no word for, and of a reply that holds the verdict."""
 OURS = {"model", "messages", "prompt", "n", "seed", "stream", "stream_options", "tools", "response_format", EXTENSION}
+INTERNAL = ("completion", "embedding")
+"""Names by which the library tells its sources what to ask for; no parameters of OpenAI's API."""
 MOST_CHOICES = 128
+MOST_DEPTH = 100
+"""How deep lists and objects of a body may be nested."""
+MOST_NAME = 1000
+"""Characters of a model's name, with its policy, or of a policy."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,26 @@ class Ask:
         value = self.params.get("logprobs")
         return bool(value) if self.chat else value is not None
 
+    @property
+    def plain(self) -> bool:
+        """Whether bytes bound its tokens: all is text, with no image, sound or file."""
+        return all(all_text(messages) for messages in self.prompts)
+
     def question(self, prompt: int) -> str:
         """The words of a prompt's last message of a user, for people and procedures to read."""
         messages = self.prompts[prompt]
         asked = [message for message in messages if message.get("role") == "user"] or list(messages)
-        return message_text(asked[-1].get("content"))
+        return message_text(asked[-1].get("content")).replace("\0", "\ufffd")  # PostgreSQL keeps no NUL
+
+
+def all_text(messages: Iterable[Message]) -> bool:
+    """Whether messages hold nothing but text: no image, sound or file, and no reference to one."""
+    for message in messages:
+        content = message.get("content")
+        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+        if message.get("audio") is not None or any(part.get("type") not in ("text", "refusal") for part in parts):
+            return False
+    return True
 
 
 # ----------------------------------------------------------------------------------------------- reading JSON
@@ -79,16 +100,43 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two values under one name the upstream might read the other one than is counted here."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:100]!r} is there twice")
+    return found
+
+
+def _within(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested no deeper than that."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return True
+    return False
+
+
 def read_object(raw: bytes) -> dict[str, Any]:
     """The object of a body; raises ApiError where it is none, or holds what no text can."""
     try:
-        body = json.loads(raw.decode("utf-8"), parse_float=_finite, parse_constant=_no_constant)
+        text = raw.decode("utf-8")
+        body = json.loads(text, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=_once)
         if b"\\u" in raw:
             json.dumps(body, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair cannot be written
     except (ValueError, RecursionError) as error:
         raise bad(f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise bad("the body must be a JSON object", code="invalid_json")
+    if raw.count(b"{") + raw.count(b"[") > MOST_DEPTH and not _within(body, MOST_DEPTH):
+        raise bad(f"the body is nested deeper than {MOST_DEPTH} levels", code="invalid_json")
     return body
 
 
@@ -97,6 +145,8 @@ def read_model(body: dict[str, Any]) -> str:
     model = body.get("model")
     if not isinstance(model, str) or not model.strip():
         raise bad("you must provide a model", "model", "missing_required_parameter")
+    if len(model) > MOST_NAME:
+        raise bad(f"at most {MOST_NAME} characters", "model")
     return model
 
 
@@ -113,6 +163,8 @@ def read_extension(body: dict[str, Any]) -> dict[str, Any]:
             raise bad(f"unknown field {name!r} (there are: {', '.join(types)})", EXTENSION, "unknown_parameter")
         if value is not None and not isinstance(value, types[name]):
             raise bad(f"{name!r} is of the wrong type", f"{EXTENSION}.{name}", "invalid_type")
+        if isinstance(value, str) and not 1 <= len(value) <= MOST_NAME:
+            raise bad(f"expected 1 to {MOST_NAME} characters", f"{EXTENSION}.{name}")
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -220,7 +272,7 @@ def read_ask(body: dict[str, Any], chat: bool) -> Ask:
     if n * len(prompts) > MOST_CHOICES:
         raise bad(f"at most {MOST_CHOICES} choices in one request", "n")
     foreign = ("prompt",) if chat else ("messages", "tools", "response_format")
-    for name in foreign:
+    for name in (*foreign, *INTERNAL):
         if name in body:
             raise bad(f"Unrecognized request argument supplied: {name}", name, "unknown_parameter")
     if body.get("best_of", 1) != 1:

@@ -16,6 +16,8 @@ from consilience.serve.replies import Replies
 
 HEARTBEAT = b": votes are coming in\n\n"
 DONE = b"data: [DONE]\n\n"
+WAITING = 16
+"""Progress events that wait for a client that reads slowly; beyond them the oldest is left out."""
 
 Answering = Callable[[OnProgress | None], Coroutine[Any, Any, Answer]]
 
@@ -36,6 +38,8 @@ class EventStream:
         if self._replies.ask.progress:
 
             def told(votes: dict[int, dict[str, int]], judged: int) -> None:
+                if events.qsize() == WAITING:
+                    events.get_nowait()
                 events.put_nowait(self._replies.progress(votes, judged))
 
         task = asyncio.ensure_future(answering(told))

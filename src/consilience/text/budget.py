@@ -17,6 +17,9 @@ from consilience.text.sources.base import Request
 
 PICO = 1_000_000_000_000
 
+LOOK = 0.05
+"""Seconds after which one who waits for room looks again whether other processes left some."""
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -39,12 +42,16 @@ class Account:
 
     ``spent`` is everything settled in this run, with reservations of attempts whose usage nobody knows; ``unknown``
     counts those attempts. All that an account spends counts against its ``parent`` too, and the caps of both hold;
-    ``refused_by`` is the account, this one or one above it, whose cap was met last.
+    ``refused_by`` is the account, this one or one above it, whose cap was met last. ``shared`` says that other
+    processes spend from the same cap, here or above: then `lease` may have to be awaited for room.
     """
+
+    leased = False
 
     def __init__(self, budget: Budget, parent: Account | None = None) -> None:
         self.budget = budget
         self.parent = parent
+        self.shared: bool = self.leased or (parent is not None and parent.shared)
         self.refused_by: Account | None = None
         self.draws = 0
         self.tokens = 0
@@ -55,6 +62,8 @@ class Account:
         self._reserved_tokens = 0
         self._reserved_pico = 0
         self._pico_cap = None if budget.usd is None else math.floor(round(budget.usd * PICO, 3))
+        self._draw_room, self._token_room, self._pico_room = budget.draws, budget.tokens, self._pico_cap
+        self._tokens_elsewhere = self._pico_elsewhere = 0
         self._deadline = None if budget.seconds is None else time.monotonic() + budget.seconds
         self._waiting: deque[asyncio.Future[None]] = deque() if parent is None else parent._waiting
 
@@ -63,6 +72,12 @@ class Account:
         """Whether tokens or money are capped, here or above: then the worst case of a call has to be known."""
         own = self.budget.tokens is not None or self.budget.usd is not None
         return own or (self.parent is not None and self.parent.capped)
+
+    @property
+    def limited(self) -> bool:
+        """Whether draws, tokens or money are capped, here or above."""
+        own = self.budget.draws is not None or self.capped
+        return own or (self.parent is not None and self.parent.limited)
 
     @property
     def spent(self) -> Usage:
@@ -85,7 +100,7 @@ class Account:
 
         Raises BudgetSpent when none is left.
         """
-        left = wanted if self.budget.draws is None else min(wanted, self.budget.draws - self.draws)
+        left = wanted if self._draw_room is None else min(wanted, self._draw_room - self.draws)
         if left <= 0:
             self.refused_by = self
             raise BudgetSpent("draws", f"the budget of {self.budget.draws} draws is spent")
@@ -97,6 +112,21 @@ class Account:
                 raise
         self.draws += left
         return left
+
+    async def take(self, wanted: int) -> int:
+        """As `take_draws`, once those that other processes leave are here."""
+        while True:
+            more = self.shared and await self.lease(draws=wanted)
+            try:
+                return self.take_draws(wanted)
+            except BudgetSpent:
+                assert self.refused_by is not None
+                if not (more and self.refused_by.leased):
+                    raise  # where others were quicker, there may be more to have
+
+    async def lease(self, draws: int = 0, tokens: int = 0, pico: int = 0) -> bool:
+        """Have room for so much where processes share a cap; False where there is none, now or for good."""
+        return self.parent is None or await self.parent.lease(draws, tokens, pico)
 
     def give_back_draws(self, count: int) -> None:
         """Take back draws that were granted but never sent for."""
@@ -111,6 +141,8 @@ class Account:
     async def reserve(self, tokens: int, pico: int) -> None:
         """Wait until the worst case fits beside what is in flight; raises BudgetSpent once it never will."""
         while not self.reserve_now(tokens, pico):
+            if self.shared and await self.lease(tokens=tokens, pico=pico) and self.reserve_now(tokens, pico):
+                return
             await self._settlement()
 
     def reserve_now(self, tokens: int, pico: int) -> bool:
@@ -156,30 +188,35 @@ class Account:
         """The account and the cap of it that a call of that worst case can never fit under."""
         if self._deadline is not None and self._deadline <= time.monotonic():
             return self, "seconds"
-        if self.budget.tokens is not None and self.tokens + tokens > self.budget.tokens:
+        if self.budget.tokens is not None and self.tokens + self._tokens_elsewhere + tokens > self.budget.tokens:
             return self, "tokens"
-        if self._pico_cap is not None and self.pico + pico > self._pico_cap:
+        if self._pico_cap is not None and self.pico + self._pico_elsewhere + pico > self._pico_cap:
             return self, "usd"
         return None if self.parent is None else self.parent._blocking(tokens, pico)
 
     def _room(self, tokens: int, pico: int) -> bool:
-        enough_tokens = self.budget.tokens is None or self.tokens + self._reserved_tokens + tokens <= self.budget.tokens
-        enough = enough_tokens and (self._pico_cap is None or self.pico + self._reserved_pico + pico <= self._pico_cap)
+        if self._token_room is not None and self.tokens + self._reserved_tokens + tokens > self._token_room:
+            return False
+        enough = self._pico_room is None or self.pico + self._reserved_pico + pico <= self._pico_room
         return enough and (self.parent is None or self.parent._room(tokens, pico))
 
     async def _settlement(self) -> None:
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        left = self.seconds_left
+        left = min(self.seconds_left, LOOK) if self.shared else self.seconds_left
         await asyncio.wait([future], timeout=None if left == math.inf else max(left, 0))
 
     def _shown(self, limit: str) -> str:
-        spent = {"tokens": self.tokens, "usd": f"{self.pico / PICO:.6f}", "seconds": "time is up"}[limit]
+        tokens, pico = self.tokens + self._tokens_elsewhere, self.pico + self._pico_elsewhere
+        spent = {"tokens": tokens, "usd": f"{pico / PICO:.6f}", "seconds": "time is up"}[limit]
         return f"{spent} of {getattr(self.budget, limit)} spent"
 
 
 class CallMeter:
-    """The meter of one request: every attempt at a call passes through it (`Meter` of the sources)."""
+    """The meter of one request: every attempt at a call passes through it (`Meter` of the sources).
+
+    ``abandoned`` counts draws of calls that were cancelled on their way: the endpoint may have made them.
+    """
 
     def __init__(self, account: Account, request: Request, price: Price) -> None:
         self.account = account
@@ -187,6 +224,7 @@ class CallMeter:
         self._prompt = request.prompt_bound()
         self._per_draw = request.max_tokens
         self._worst: dict[int, tuple[int, int]] = {}
+        self.abandoned = 0
 
     def worst_case(self, draws: int) -> tuple[int, int]:
         """Tokens and picodollars that one call for ``draws`` draws can cost at most."""
@@ -227,8 +265,10 @@ class _Attempt:
         self.seconds_left = account.seconds_left
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self._done:
+            if kind is asyncio.CancelledError:
+                self._meter.abandoned += self._draws
             self._meter.account.note_unknown()
             completion = self._draws * self._meter._per_draw
             self.settle(Usage(prompt_tokens=self._tokens - completion, completion_tokens=completion, requests=1))

@@ -6,6 +6,7 @@ Concurrency, retries, budget and ledger live below it; rules, procedures and dri
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,25 @@ from consilience.ledger import Ledger
 from consilience.text.budget import Account, CallMeter, Price
 from consilience.text.sources.base import Request, Source
 
+FIRST_LOOK, LAST_LOOK = 0.02, 0.5
+"""Seconds between looks at whether another process has bought what is wanted here: at first, and at most."""
+LINGER = 0.2
+"""Seconds for which a claim is kept between waves. It is not kept longer: another process may be waiting for it while
+this one waits for another request of that process."""
+
 
 @dataclass
 class _Held:
-    """The draws of one request at hand, and those on their way."""
+    """The draws of one request at hand, and those on their way.
+
+    ``claim`` is the life of the ledger in which the request was claimed, ``buying`` how many buy under that claim.
+    """
 
     draws: dict[int, Draw]
     coming: dict[int, asyncio.Future[None]] = field(default_factory=dict)
+    claim: int | None = None
+    buying: int = 0
+    idle_since: float = 0.0
 
 
 class Session:
@@ -31,14 +44,18 @@ class Session:
 
     ``bought`` counts the draws the source delivered in this run, ``asked`` the replies to what procedures asked,
     ``failed`` those of both that failed for good, ``in_flight`` what is on its way. ``asking`` holds the hashes of
-    the requests that procedures ask.
+    the requests that procedures ask. ``claiming``: other processes may want the same draws, so a request is claimed in
+    the ledger while draws of it are bought.
     """
 
-    def __init__(self, source: Source, ledger: Ledger, account: Account, price: Price | None = None) -> None:
+    def __init__(
+        self, source: Source, ledger: Ledger, account: Account, price: Price | None = None, claiming: bool = True
+    ) -> None:
         self.source = source
         self.ledger = ledger
         self.account = account
         self.price = price
+        self.claiming = claiming
         self.bought = 0
         self.asked = 0
         self.asking: Counter[str] = Counter()
@@ -47,9 +64,9 @@ class Session:
         self._held: dict[str, _Held] = {}
         self._holders: Counter[str] = Counter()
 
-    def nested(self, source: Source, account: Account, price: Price | None) -> Session:
+    def nested(self, source: Source, account: Account, price: Price | None, claiming: bool) -> Session:
         """A session of its own for one request of many: the same ledger and draws at hand, its own account."""
-        session = Session(source, self.ledger, account, price)
+        session = Session(source, self.ledger, account, price, claiming)
         session._held, session._holders = self._held, self._holders
         return session
 
@@ -71,7 +88,8 @@ class Session:
         if self._holders[request.hash] > 0:
             return True
         del self._holders[request.hash]
-        self._held.pop(request.hash, None)
+        if (held := self._held.pop(request.hash, None)) is not None:
+            self._let_go(request.hash, held)
         return False
 
     def has(self, request: Request, index: int) -> bool:
@@ -103,7 +121,7 @@ class Session:
         stop: Exception | None = None
         if missing:
             try:
-                await self._buy(request, missing, held)
+                await self._come(request, missing, held)
             except (BudgetSpent, SourceExhausted) as error:
                 stop = error
         if coming:
@@ -115,16 +133,74 @@ class Session:
             return await self.draw(request, indices)
         raise stop
 
+    async def _come(self, request: Request, missing: list[int], held: _Held) -> None:
+        """Get draws here; other tasks of this process that want them wait for it."""
+        arrival = asyncio.get_running_loop().create_future()
+        held.coming.update(dict.fromkeys(missing, arrival))
+        try:
+            await (self._claim_and_buy if self.claiming else self._buy)(request, missing, held)
+        finally:
+            for index in missing:
+                held.coming.pop(index, None)
+            arrival.set_result(None)
+
+    async def _claim_and_buy(self, request: Request, missing: list[int], held: _Held) -> None:
+        """Buy what other processes have not bought and are not buying; wait for the rest until they have."""
+        pause = FIRST_LOOK
+        while not (held.claim == self.ledger.lives or await self._claim(request, held)):
+            if all(index in held.draws for index in missing):
+                return
+            if self.account.seconds_left <= 0:
+                raise BudgetSpent("seconds", "time is up while another process is drawing the same")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_LOOK)
+        held.buying += 1
+        try:
+            await self._buy(request, [index for index in missing if index not in held.draws], held)
+        finally:
+            held.buying -= 1
+            held.idle_since = time.monotonic()
+
+    async def _claim(self, request: Request, held: _Held) -> bool:
+        """Claim a request, and take in what others bought of it: whatever is bought under the claim then is new."""
+        lives = self.ledger.lives
+        first_missing = next(index for index in count() if index not in held.draws)
+        claimed = await self.ledger.claim(request.hash, first_missing)
+        held.draws.update(claimed.found)
+        if claimed.mine:
+            if held.claim is not None:  # another task was as quick, or that claim is void
+                self.ledger.release(request.hash)
+            else:
+                asyncio.get_running_loop().call_later(LINGER, self._linger, request.hash, held)
+            held.claim = lives
+        return claimed.mine
+
+    def _linger(self, request_hash: str, held: _Held) -> None:
+        """Let a claim go that nobody has used for a while."""
+        if held.claim is not None:
+            left = LINGER if held.buying else held.idle_since + LINGER - time.monotonic()
+            if left <= 0:
+                self._let_go(request_hash, held)
+            else:
+                asyncio.get_running_loop().call_later(left, self._linger, request_hash, held)
+
+    def _let_go(self, request_hash: str, held: _Held) -> None:
+        if held.claim is not None:
+            held.claim = None
+            self.ledger.release(request_hash)
+
     async def _buy(self, request: Request, missing: list[int], held: _Held) -> None:
         meter = CallMeter(self.account, request, self.price or Price())
         while missing:
-            granted = self.account.take_draws(meter.affordable(len(missing)))
+            wanted = meter.affordable(len(missing))
+            granted = await self.account.take(wanted) if self.account.shared else self.account.take_draws(wanted)
             wave, missing = missing[:granted], missing[granted:]
             try:
                 await self._wave(request, wave, meter, held)
             except BaseException as error:
                 absent = [index for index in wave if index not in held.draws]
-                self.account.give_back_draws(len(absent))
+                self.account.give_back_draws(max(0, len(absent) - meter.abandoned))
+                meter.abandoned = 0
                 smaller = len(absent) == len(wave) > meter.affordable(len(wave))
                 if not (isinstance(error, BudgetSpent) and smaller):
                     raise
@@ -133,8 +209,6 @@ class Session:
     async def _wave(self, request: Request, wave: list[int], meter: CallMeter, held: _Held) -> None:
         writes: set[asyncio.Future[None]] = set()
         drawn: dict[int, Draw] = {}
-        arrival = asyncio.get_running_loop().create_future()
-        held.coming.update(dict.fromkeys(wave, arrival))
         self.in_flight += len(wave)
 
         def deliver(index: int, draw: Draw) -> None:
@@ -153,16 +227,11 @@ class Session:
             await self.source.draw(request, wave, meter, deliver)
         finally:
             self.in_flight -= len(wave) - len(drawn)
-            try:
-                if writes:
-                    await asyncio.wait(writes)  # they are shared with other waves: a cancelled one must not end them
-                for write in writes:
-                    write.result()
-                held.draws.update(drawn)
-            finally:
-                for index in wave:
-                    held.coming.pop(index, None)
-                arrival.set_result(None)
+            if writes:
+                await asyncio.wait(writes)  # they are shared with other waves: a cancelled one must not end them
+            for write in writes:
+                write.result()
+            held.draws.update(drawn)
 
 
 def _leading(draws: dict[int, Draw], indices: Iterable[int]) -> list[Draw]:

@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -269,8 +269,9 @@ class _Watch:
 class Transport:
     """POSTs JSON to one URL over kept connections.
 
-    ``timeout`` is in seconds per attempt; ``secrets`` never appear in a message. It belongs to the event loop of
-    its first call; after `close` it may be used again, in any loop.
+    ``timeout`` is in seconds per attempt; ``secrets`` never appear in a message. ``failed`` counts attempts that failed
+    in passing, by their reason. It belongs to the event loop of its first call; after `close` it may be used again, in
+    any loop.
     """
 
     def __init__(
@@ -288,6 +289,7 @@ class Transport:
         self.crew = Crew(concurrency)
         self.retry = retry
         self.stopped: EndpointError | None = None
+        self.failed: Counter[str] = Counter()
         self._url = URL(url)
         self._headers = CIMultiDict(headers)
         self._each_headers: CIMultiDict[str] | None = None
@@ -313,6 +315,7 @@ class Transport:
                 return await self._attempt(payload, draws, meter, read, deadline)
             except _Again as again:
                 failed = again
+                self.failed[failed.reason] += not isinstance(failed, _Paused)
             now, deadline = asyncio.get_running_loop().time(), min(deadline, failed.deadline)
             throttled = isinstance(failed, _Throttled)
             if throttled:

@@ -316,9 +316,11 @@
   const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
 
   function facts(one) {
+    const tokens = (one.prompt_tokens || 0) + (one.completion_tokens || 0);
     return el("dl", { class: "facts" },
       fact("Confidence", percent(one.confidence)),
       fact("Draws", one.saved ? `${one.draws} (${one.saved} saved)` : String(one.draws)),
+      tokens ? fact("Tokens", tokens.toLocaleString("en")) : null,
       fact("Cost", one.cost === null ? "not known" : money(one.cost)),
       one.stopped_because ? fact("Stopped because", reason(one.stopped_because)) : null,
       fact("Policy", one.policy));
@@ -422,19 +424,36 @@
   }
 
   function recentItem(one) {
+    const more = one.choices > 1 ? ` and ${plural(one.choices - 1, "more choice")}` : "";
     const what = one.status >= 400 ? [one.status === 499 ? "left" : `error ${one.status}`, "failed"]
-      : one.policy === "none" ? ["no vote", "none"] : one.answer === null ? ["no agreed answer", "none"] : [one.answer, ""];
+      : one.policy === "none" ? ["no vote", "none"] : one.answer === null ? [`no agreed answer${more}`, "none"] : [one.answer + more, ""];
+    const tokens = one.prompt_tokens + one.completion_tokens;
+    const amount = one.draws || !tokens ? plural(one.draws, "draw") : plural(tokens, "token");
     const button = el("button", { type: "button", class: "row", "aria-expanded": "false" },
       el("span", { class: "chevron", "aria-hidden": "true" }),
       el("span", { class: "asks" }, one.question || "(no text)"),
       el("span", { class: `what ${what[1]}` }, what[0]),
       el("span", { class: "n sure", title: "confidence" }, percent(one.confidence)),
-      el("span", { class: "n" }, plural(one.draws, "draw")),
+      el("span", { class: "n" }, amount),
       el("span", { class: "n cost", title: "cost" }, money(one.cost)),
       el("span", { class: "n time" }, when(one.at)));
     const item = el("li", {}, button);
     button.addEventListener("click", () => unfold(one, item, button));
     return item;
+  }
+
+  function finalBars(one) {
+    const bars = el("ul", { class: "bars" });
+    const order = ranked(one.votes);
+    drawBars(bars, order, 0, one.answer, (name) => `p${Math.min(order.findIndex((vote) => vote[0] === name), COLOURS)}`);
+    return bars;
+  }
+
+  /** One of several choices of a request: how it was agreed on, and its draws. */
+  function choiceOf(one, place, count) {
+    const said = one.answer === null ? "no agreed answer" : `${one.answer}, confidence ${percent(one.confidence)}`;
+    return el("section", { class: "choice" },
+      el("h4", {}, `Choice ${place + 1} of ${count}: `, el("bdi", {}, said)), finalBars(one), drawList(one));
   }
 
   async function unfold(one, item, button) {
@@ -444,15 +463,14 @@
     }
     const detail = el("div", { class: "detail" }, el("p", { class: "asked" }, one.question), facts(one));
     if (one.error) detail.append(el("p", { class: "error" }, one.error));
-    const bars = el("ul", { class: "bars" });
-    const order = ranked(one.votes);
-    drawBars(bars, order, 0, one.answer, (name) => `p${Math.min(order.findIndex((vote) => vote[0] === name), COLOURS)}`);
-    detail.append(bars);
+    if (one.choices === 1) detail.append(finalBars(one));
     item.append(detail);
     button.setAttribute("aria-expanded", "true");
     if (!one.draws) return;
     try {
-      detail.append(drawList(await get(`/page/requests/${encodeURIComponent(one.id)}`)));
+      const whole = await get(`/page/requests/${encodeURIComponent(one.id)}`);
+      if (one.choices === 1) detail.append(drawList(whole));
+      else [whole, ...whole.others].forEach((choice, place) => detail.append(choiceOf(choice, place, one.choices)));
     } catch (error) {
       detail.append(el("p", { class: "note" }, error.message || String(error)));
     }

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from consilience.draws import Draw
-from consilience.serve.observe import Served
+from consilience.serve.observe import Served, Voted
 
 KEPT = 100
 """Requests kept for each client of the configuration, or in all where there are none."""
@@ -16,7 +16,7 @@ TEXT = 16_384
 ANSWER = 1024
 """Characters kept of an answer, or of an error."""
 ANSWERS = 64
-"""Answers whose votes are kept of one request: those with the most."""
+"""Answers whose votes are kept of one request: those with the most; where it has several choices, fewer of each."""
 TEXTS = 8_000_000
 """Characters kept of one client's draws together; the oldest requests lose theirs first."""
 
@@ -83,7 +83,7 @@ class Recent:
             if kept.texts <= self._texts:
                 break
             kept.texts -= _size(old)
-            kept.latest[name] = replace(old, drawn=())
+            kept.latest[name] = _without_texts(old)
 
     def shown(self, owner: str) -> dict[str, Any]:
         """The latest requests of a client, newest first and without the texts of their draws, and his totals."""
@@ -95,8 +95,8 @@ class Recent:
         served = self._of.get(owner, _Kept()).latest.get(name)
         if served is None:
             return None
-        drawn = [{"text": draw.text, "answer": draw.answer, "error": draw.error} for draw in served.drawn]
-        return _row(served) | {"drawn": drawn}
+        others = [asdict(other) | {"drawn": _texts(other.drawn)} for other in served.others]
+        return _row(served) | {"drawn": _texts(served.drawn), "others": others}
 
 
 _SHOWN = (
@@ -113,17 +113,28 @@ _SHOWN = (
     "stopped_because",
     "draws",
     "saved",
+    "prompt_tokens",
+    "completion_tokens",
     "cost",
     "error",
 )
 
 
 def _row(served: Served) -> dict[str, Any]:
-    return {name: getattr(served, name) for name in _SHOWN}
+    return {name: getattr(served, name) for name in _SHOWN} | {"choices": 1 + len(served.others)}
+
+
+def _texts(drawn: tuple[Draw, ...]) -> list[dict[str, str | None]]:
+    return [{"text": draw.text, "answer": draw.answer, "error": draw.error} for draw in drawn]
+
+
+def _without_texts(served: Served) -> Served:
+    return replace(served, drawn=(), others=tuple(replace(other, drawn=()) for other in served.others))
 
 
 def _size(served: Served) -> int:
-    return sum(len(draw.text) for draw in served.drawn)
+    drawn = [served.drawn, *(other.drawn for other in served.others)]
+    return sum(len(draw.text) for one in drawn for draw in one)
 
 
 def _cut(text: str | None, most: int) -> str | None:
@@ -132,14 +143,19 @@ def _cut(text: str | None, most: int) -> str | None:
 
 def _shortened(served: Served) -> Served:
     """The request with long texts cut, and without the rest of the upstream's replies."""
+    most = max(1, ANSWERS // (1 + len(served.others)))
+    others = tuple(replace(other, **_verdict(other, most)) for other in served.others)
+    return replace(served, error=_cut(served.error, ANSWER), others=others, **_verdict(served, most))
+
+
+def _verdict(one: Served | Voted, most: int) -> dict[str, Any]:
+    """The texts of a verdict, cut, with the votes of so many answers."""
     votes: dict[str, float] = {}
-    for answer, count in sorted(served.votes.items(), key=lambda one: -one[1])[:ANSWERS]:
+    for answer, count in sorted(one.votes.items(), key=lambda vote: -vote[1])[:most]:
         name = _cut(answer, ANSWER) or ""
         votes[name] = votes.get(name, 0) + count
     drawn = tuple(
         Draw(text=_cut(draw.text, TEXT) or "", answer=_cut(draw.answer, ANSWER), error=_cut(draw.error, ANSWER))
-        for draw in served.drawn
+        for draw in one.drawn
     )
-    return replace(
-        served, answer=_cut(served.answer, ANSWER), error=_cut(served.error, ANSWER), votes=votes, drawn=drawn
-    )
+    return {"answer": _cut(one.answer, ANSWER), "votes": votes, "drawn": drawn}

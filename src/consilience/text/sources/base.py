@@ -26,8 +26,9 @@ class Request:
     ``params`` are the sampling parameters by their OpenAI names (temperature, top_p, max_tokens, stop, ...), only
     those in force; ``required`` names the ones the user set himself (an endpoint that refuses one of them is an
     error, a refused default is dropped). ``seed`` is the seed of the run. ``question`` and ``problem_id`` are
-    labels for finite sources, and ``whole`` asks for draws that hold their choice as it came (field ``choice``);
-    they are not part of the identity.
+    labels for finite sources, ``whole`` asks for draws that hold their choice as it came (field ``choice``), and
+    ``most_prompt`` says how many tokens the prompt has at most where its bytes do not; they are not part of the
+    identity.
     """
 
     endpoint: str
@@ -41,6 +42,7 @@ class Request:
     question: str = ""
     problem_id: str = ""
     whole: bool = False
+    most_prompt: int | None = None
 
     def canonical(self) -> str:
         """Canonical JSON of what identifies the request (sorted keys, no spaces, UTF-8)."""
@@ -71,7 +73,9 @@ class Request:
         return int(self.params.get("max_tokens", self.params.get("max_completion_tokens", 1024)))
 
     def prompt_bound(self) -> int:
-        """No tokenizer makes more tokens than bytes: UTF-8 bytes of the prompt, plus 64 for the template."""
+        """``most_prompt``; else, as no tokenizer makes more tokens than bytes, UTF-8 bytes plus 64 for the template."""
+        if self.most_prompt is not None:
+            return self.most_prompt
         parts = {"messages": self.messages, "tools": self.tools, "response_format": self.response_format}
         plain = sum(len(m["content"].encode()) for m in self.messages if isinstance(m.get("content"), str))
         if self.tools is None and self.response_format is None and _all_plain(self.messages):

@@ -388,6 +388,10 @@ class OpenAISource:
         finally:
             self._active -= 1
 
+    def failed_attempts(self) -> dict[str, int]:
+        """Attempts at calls that failed in passing, and were mostly sent again, by reason."""
+        return dict(self._transport.failed + self._completions.failed + self._embeddings.failed)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
