@@ -1,0 +1,136 @@
+"""Flow maps: f(x, t, s) takes a state at time t along the probability-flow ODE to time s.
+
+Consistency models are flow maps with s fixed at the end, denoisers their derivative at s = t. A map is made from a
+network's prediction by one DDIM step from t to s, so that f(x, t, t) = x by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from consilience.diffusion.denoisers import Denoiser, Prediction, as_time, weights
+from consilience.diffusion.mixture import GaussianMixture
+from consilience.diffusion.processes import Process, expand
+
+Jvp = Literal["exact", "finite"]
+
+
+@dataclass(frozen=True)
+class FlowMap:
+    """A two-time model: ``function(x, t, s, **cond)`` is its ``prediction`` of x0, eps, v or flow from t to s.
+
+    x is [batch, ...], t and s are 0-d or [batch], t above s. At s = t the prediction is that of a denoiser
+    (`denoiser`); elsewhere it is the one whose DDIM step from t lands where the ODE does.
+    """
+
+    function: Callable[..., Tensor]
+    process: Process
+    prediction: Prediction = "flow"
+
+    def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, **cond: Any) -> Tensor:
+        """The state at s of x at t: x itself where s = t."""
+        t, s = as_time(t, x), as_time(s, x)
+        return ddim_step(x, self.function(x, t, s, **cond), t, s, self.process, self.prediction)
+
+    def x0(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """The data that the map takes x at t to: one evaluation."""
+        return self(x, t, self.process.time(torch.zeros_like(as_time(t, x))), **cond)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The instantaneous model, the prediction at s = t."""
+        return Denoiser(lambda x, t, **cond: self.function(x, t, t, **cond), self.process, self.prediction)
+
+
+def ddim_step(x: Tensor, value: Tensor, t: Tensor, s: Tensor, process: Process, prediction: Prediction) -> Tensor:
+    """The first-order step from t to s by a prediction made for x [batch, ...] at t: alpha_s x0 + sigma_s eps.
+
+    DDIM (arXiv:2010.02502, equation 12) without noise; in the prediction's own form, so that it is exact at alpha = 0
+    and at sigma = 0 alike, and is x where s = t.
+    """
+    t, s = expand(t, x), expand(s, x)
+    keep, gain = step_factors(t, s, process, prediction)
+    return keep * x + gain * value
+
+
+def step_factors(t: Tensor, s: Tensor, process: Process, prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """(keep, gain) with `ddim_step` = keep x + gain prediction; keep is 1 and gain 0 where s = t."""
+    alpha_t, sigma_t, alpha_s, sigma_s = process.alpha(t), process.sigma(t), process.alpha(s), process.sigma(s)
+    p, q = weights(prediction, process, t)
+    det = alpha_t * q - sigma_t * p
+    return (alpha_s * q - sigma_s * p) / det, (alpha_t * sigma_s - sigma_t * alpha_s) / det
+
+
+def consistency_map(
+    network: Callable[..., Tensor], process: Process, sigma_data: float = 0.5, sigma_min: float | None = None
+) -> FlowMap:
+    """A raw network F(x, c_noise, **cond) as a consistency model, whatever s it is asked for.
+
+    f(x) = c_skip x + c_out F(c_in x) with Song et al.'s c_skip and c_out (arXiv:2303.01469, appendix C), which are 1
+    and 0 at sigma / alpha = ``sigma_min`` (by default the process's); there the map ends, and s is not looked at.
+    """
+    least = float(process.ratio(torch.tensor(process.t_min, dtype=torch.float64))) if sigma_min is None else sigma_min
+
+    def predict(x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        ratio, alpha = process.ratio(t), expand(process.alpha(t), x)
+        r = expand(ratio, x)
+        total = torch.sqrt(r**2 + sigma_data**2)
+        skip = sigma_data**2 / ((r - least) ** 2 + sigma_data**2)
+        out = sigma_data * (r - least) / total
+        raw = network(x / alpha / total, (ratio.log() / 4).expand(len(x)), **cond)
+        return skip * (x / alpha) + out * raw
+
+    return FlowMap(predict, process, "x0")
+
+
+def exact_map(gaussian: GaussianMixture) -> FlowMap:
+    """The exact flow map of Gaussian data (a mixture of one component), in closed form, as a map in flow form.
+
+    Along each axis of the covariance the state keeps its distance from the mean in standard deviations. Raises
+    ValueError for more than one component.
+    """
+    if len(gaussian.weights) != 1:
+        raise ValueError("only a single Gaussian's map has a closed form; use ode_map for a mixture")
+    process, mean = gaussian.process, gaussian.means[0]
+    values, vectors = torch.linalg.eigh(gaussian.covariances[0])
+
+    def moved(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        (at, st), (as_, ss) = ((process.alpha(u).reshape(-1, 1), process.sigma(u).reshape(-1, 1)) for u in (t, s))
+        scale = torch.sqrt((as_**2 * values + ss**2) / (at**2 * values + st**2))
+        return as_ * mean + ((x - at * mean) @ vectors * scale) @ vectors.T
+
+    def predict(x: Tensor, t: Tensor, s: Tensor, **_: Any) -> Tensor:
+        t_x, s_x = expand(t, x), expand(s, x)
+        keep, gain = step_factors(t_x, s_x, process, "flow")
+        near = gain.abs() < 1e-9
+        far = (moved(x, t, s) - keep * x) / torch.where(near, torch.ones_like(gain), gain)
+        return torch.where(near, gaussian.predict("flow", x, t), far)
+
+    return FlowMap(predict, process, "flow")
+
+
+def derivative(
+    f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...], how: Jvp = "exact", step: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """(f(*at), its derivative along ``along``), the tangents of all arguments; both the shape of f's value.
+
+    ``exact`` is forward-mode differentiation; ``finite`` the central difference with ``step``, for networks whose
+    attention has no forward mode. Gradients do not flow through ``finite``'s points beyond f's own.
+    """
+    if how == "exact":
+        found: tuple[Tensor, Tensor] = torch.func.jvp(f, at, along)  # type: ignore[assignment]
+        return found
+    ahead = f(*(x + step * v for x, v in zip(at, along, strict=True)))
+    behind = f(*(x - step * v for x, v in zip(at, along, strict=True)))
+    return f(*at), (ahead - behind) / (2 * step)
+
+
+def angle(process: Process, t: Tensor) -> Tensor:
+    """arctan(sigma / alpha), the time in which every process is TrigFlow with unit data: pi / 2 at pure noise."""
+    return torch.atan2(process.sigma(t), process.alpha(t)).clamp(max=math.pi / 2)
