@@ -152,5 +152,9 @@ def test_autodiffusion_beats_even_times_on_fresh_noise():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="levels"):
         ays_grid(gaussian(1.0), torch.zeros(2, 1), 200, 0.1, 1.0)
+    with pytest.raises(ValueError, match=r"n = 4 steps, got grids of \[8\]"):
+        autodiffusion(
+            lambda g: 0.0, linear_grid(20, EDM()), 4, np.random.default_rng(0), start=(linear_grid(8, EDM()),)
+        )
     with pytest.raises(ValueError, match="candidate times"):
         autodiffusion(lambda g: 0.0, on_process(karras_grid(2, 0.1, 1.0), EDM()), 4, np.random.default_rng(0))

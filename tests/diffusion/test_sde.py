@@ -166,6 +166,15 @@ def test_restart_contracts_an_error_that_the_ode_keeps():
     assert abs(float(again)) < 0.5 * abs(float(plain))
 
 
+def test_restarts_from_the_same_time_are_all_made():
+    grid, process = karras_grid(12, 0.01, 80.0), EDM()
+    first, second = Interval(0.1, 0.5, 1, 3), Interval(0.11, 0.8, 2, 4)
+    both = Restart((first, second)).plan(grid, process)
+    assert both.evaluations == 12 + 1 * 3 + 2 * 4
+    tops = [stage.end for stage in both.stages if stage.t is None]
+    assert tops == pytest.approx([0.5, 0.8, 0.8])
+
+
 # -------------------------------------------------------------------------------------------------- Brownian noise
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from consilience.diffusion import Denoiser, GaussianMixture, VPScaledLinear, VPTable, solve
+from consilience.diffusion import Denoiser, GaussianMixture, VPCosine, VPScaledLinear, VPTable, linear_grid, solve
 from consilience.diffusion.time_shift import fitting_time, time_shifted
 
 torch.set_num_threads(1)
@@ -33,6 +33,23 @@ def test_below_the_cutoff_and_without_a_window_nothing_changes():
     t = torch.tensor(0.4, dtype=torch.float64)
     assert torch.equal(fitting_time(x, t, process, 0.2, cutoff=0.4), t.expand(8))
     assert torch.allclose(fitting_time(x, t, process, 0.0, cutoff=0.0), t.expand(8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("process", [VPScaledLinear(), VPCosine(), table()], ids=lambda one: type(one).__name__)
+def test_the_noise_that_sampling_starts_from_is_not_shifted(process, dtype):
+    """Its variance over few values is far from 1 by chance alone."""
+    seen = []
+
+    def function(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(t.expand(len(x)))
+        return x
+
+    x = process.prior((32, 16), torch.Generator().manual_seed(0), dtype=dtype)
+    shifted = time_shifted(Denoiser(function, process, "eps"), 0.2 * process.t_max, 0.0)
+    solve(shifted, x, linear_grid(4, process), "ddim")
+    assert torch.equal(seen[0], torch.tensor(process.t_max, dtype=dtype).expand(32))
+    assert len(seen[1].unique()) > 1
 
 
 def test_a_network_that_does_not_read_the_time_is_not_changed():

@@ -15,7 +15,8 @@ def brownian(process: Process, x: Tensor, seed: int, sigma_max: float | None = N
     """Unit noise for steps between times: (W(u') - W(u)) / sqrt(u' - u), W one Brownian path of the shape of x.
 
     Its clock u is arctan(sigma / alpha), bounded for every process. Halving the steps refines the path instead of
-    drawing another; torchsde's Brownian tree keeps it. Raises ModuleNotFoundError without torchsde.
+    drawing another; torchsde's Brownian tree keeps it. For solvers that add noise once over any time, as `Ancestral`
+    and `SDEDPM` do: the repetitions of a `Restart` would all get the same. Raises ModuleNotFoundError without torchsde.
     """
     import torchsde  # type: ignore[import-untyped,unused-ignore]
 

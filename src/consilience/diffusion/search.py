@@ -40,11 +40,14 @@ def autodiffusion(
     ``times`` [m], decreasing, are the candidates; its first and last are always kept, so that a grid has n + 1 times.
     ``start`` grids are entered into the first population (they need not be of ``times``). Half of each generation
     comes from crossing two of the best ``parents``, half from mutating one, each time with probability ``mutation``;
-    a grid is never evaluated twice. Raises ValueError where there are fewer than n + 1 times.
+    a grid is never evaluated twice. Raises ValueError where there are fewer than n + 1 times, or for a start grid of
+    another number of steps.
     """
     candidates = times.double()
     if n < 1 or len(candidates) < n + 1 or not bool((candidates[1:] < candidates[:-1]).all()):
         raise ValueError(f"need at least n + 1 = {n + 1} candidate times, decreasing; got {len(candidates)}")
+    if wrong := [len(grid) - 1 for grid in start if len(grid) != n + 1]:
+        raise ValueError(f"start grids must be of n = {n} steps, got grids of {wrong}")
     scores: dict[tuple[float, ...], float] = {}
 
     def judge(grid: tuple[float, ...]) -> None:

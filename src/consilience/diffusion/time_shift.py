@@ -37,7 +37,8 @@ def time_shifted(model: Denoiser, window: float, cutoff: float, prediction: Pred
 def fitting_time(x: Tensor, t: Tensor, process: Process, window: float, cutoff: float) -> Tensor:
     """The time in [t - window / 2, t + window / 2] with sigma^2 nearest to the variance of each sample: [batch].
 
-    ``t`` itself at or below ``cutoff``, and never outside the process's range.
+    ``t`` itself at or below ``cutoff`` and at the process's ``t_max``, where the state is the noise that sampling
+    starts from; never outside the process's range.
     """
     t = t.expand(len(x))
     variance = x.reshape(len(x), -1).var(1).to(t.dtype)
@@ -47,4 +48,5 @@ def fitting_time(x: Tensor, t: Tensor, process: Process, window: float, cutoff: 
         middle = (low + high) / 2
         above = process.sigma(middle) ** 2 > variance
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(t > cutoff, (low + high) / 2, t)
+    shifts = (t > cutoff) & (t < torch.as_tensor(process.t_max, dtype=t.dtype))
+    return torch.where(shifts, (low + high) / 2, t)

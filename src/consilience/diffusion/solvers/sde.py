@@ -170,7 +170,8 @@ class Restart:
     """Restart sampling: in an interval noise is added and the ODE solved back, several times over.
 
     Xu et al., arXiv:2306.14878, algorithm 1: the noise contracts the error made so far, the ODE keeps its own small.
-    The restarts of an interval begin at the grid's time nearest to its ``low`` and follow Karras' grid (rho 7);
+    The restarts of an interval begin at the grid's time nearest to its ``low`` and follow Karras' grid (rho 7), one
+    interval after the other where they begin at the same time;
     ``inflation`` is S_noise, and ``solver`` goes through the main grid and the restarts.
     """
 
@@ -181,15 +182,19 @@ class Restart:
     def plan(self, grid: Tensor, process: Process) -> Plan:
         """The main grid with its restarts; raises ValueError where an interval does not lie inside it."""
         ratio = Points(grid, process).ratio
-        places = {int(np.abs(ratio - one.low).argmin()): one for one in self.intervals if one.times}
-        for at, one in places.items():
-            if not 0 < at < len(grid) - 1 or one.high <= ratio[at]:
+        places: dict[int, list[Interval]] = {}
+        for one in self.intervals:
+            at = int(np.abs(ratio - one.low).argmin())
+            if one.times and (not 0 < at < len(grid) - 1 or one.high <= ratio[at]):
                 raise ValueError(f"the restart from {one.low} to {one.high} has no place inside the grid")
+            if one.times:
+                places.setdefault(at, []).append(one)
         cuts = [0, *sorted(places), len(grid) - 1]
         plans = [self.solver.plan(grid[a : b + 1], process) for a, b in itertools.pairwise(cuts)]
         stages = list(plans[0].stages)
         for at, plan in zip(cuts[1:], plans[1:], strict=False):
-            stages += self._again(grid[at], float(ratio[at]), places[at], process) * places[at].times
+            for one in places[at]:
+                stages += self._again(grid[at], float(ratio[at]), one, process) * one.times
             stages += plan.stages
         return Plan(tuple(stages), plans[0].prediction)
 
