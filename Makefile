@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
-EXTRAS := test,lint,docs,local,postgres,serve
+EXTRAS := test,lint,docs,local,diffusion,postgres,serve
 PEERS := its_hub[lm]==1.2.0 AdaptiveConsistency==1.0.0 openai
 # the bounds below optillm's own keep pip from trying hundreds of old releases
 OPTILLM := optillm==0.4.0 'transformers>=5.10,<5.13' 'optimum>=2' 'outlines>=1.2.3'
@@ -42,10 +42,10 @@ demo: .venv-demo/.ready  ## Answer real questions with the model in the package,
 	@.venv-demo/bin/python examples/demo.py
 
 test: .venv/.ready  ## Run the tests, without those marked slow (PYTEST_ARGS="-k ledger")
-	@.venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n auto -m "not slow" $(PYTEST_ARGS)
 
 test-slow: .venv/.ready  ## Run the tests marked slow: training, long statistical tests
-	@.venv/bin/python -m pytest -m slow $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "no slow tests" || exit $$code; }
+	@.venv/bin/python -m pytest -n auto -m slow $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "no slow tests" || exit $$code; }
 
 bridges: .venv-bridges/.ready  ## Run the tests of other clients and frameworks, each with its real package
 	@CONSILIENCE_REQUIRE_BRIDGES=1 .venv-bridges/bin/python -m pytest tests/bridges $(PYTEST_ARGS)

@@ -24,7 +24,7 @@ from torch import Tensor
 from consilience.diffusion.digits import teacher
 from consilience.diffusion.pictures import Images, grid, read, save
 from consilience.diffusion.pipeline import ImagePipeline
-from consilience.diffusion.quality import Classifier, Measured, classifier, measure, quality
+from consilience.diffusion.quality import Classifier, Measured, classifier, halves, measure, quality
 from consilience.diffusion.sampling import Guidance, draw, noise_of, usual_difference
 
 METHODS = ("auto", "ddim", "dpmpp-2m", "unipc2", "ab3", "deis3", "heun", "flow-heun", "flow-midpoint")
@@ -36,6 +36,7 @@ def guidance_rows(
     pipe: ImagePipeline, data: Images, judge: Classifier, count: int, evaluations: int, pictures: str | None
 ) -> list[dict[str, Any]]:
     """Without guidance, classifier-free, and apg with and without its limit, from the same noise."""
+    real, other = halves(data)
     labels = torch.arange(count) % pipe.classes
     noise = noise_of(pipe, count, 0)
     limit = usual_difference(pipe, labels[:32])
@@ -47,17 +48,16 @@ def guidance_rows(
     rows = []
     for name, how in hows.items():
         x = draw(pipe, noise, evaluations, "auto", labels, how).x
-        rows.append({"guidance": name, **guided_row(x, labels, data, judge)})
+        rows.append({"guidance": name, **guided_row(x, labels, real, judge)})
         if pictures and (how.scale in (1.0, SCALES[-1])) and "without" not in name:
             file = "none" if how.scale == 1 else "apg" if how.projected else "plain"
             save(grid(x[: 4 * pipe.classes], pipe.classes), Path(pictures) / f"digits-guidance-{file}.png")
-    own = data.x[:count]
-    return [*rows, {"guidance": "data", **guided_row(own, data.labels[:count], data, judge)}]
+    return [*rows, {"guidance": "data", **guided_row(other.x[:count], other.labels[:count], real, judge)}]
 
 
-def guided_row(x: Tensor, labels: Tensor, data: Images, judge: Classifier) -> dict[str, Any]:
+def guided_row(x: Tensor, labels: Tensor, real: Images, judge: Classifier) -> dict[str, Any]:
     """Of images and the classes they should be of."""
-    found = quality(judge, data.x[count_of(data) :], x)
+    found = quality(judge, real.x, x)
     right = (judge.probabilities(x).argmax(1) == labels).double().mean()
     spread = torch.stack([torch.pdist(x[labels == k].flatten(1)).mean() for k in labels.unique()]).mean()
     return {
@@ -68,11 +68,6 @@ def guided_row(x: Tensor, labels: Tensor, data: Images, judge: Classifier) -> di
         "spread": float(spread),
         "outside": float((x.abs() > 1.1).double().mean()),
     }
-
-
-def count_of(data: Images) -> int:
-    """Where the half that is compared with begins."""
-    return len(data.x) // 2
 
 
 def markdown(measured: Measured, guided: Sequence[dict[str, Any]]) -> str:

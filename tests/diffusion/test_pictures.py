@@ -143,9 +143,14 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     (tmp_path / "out" / "unet").mkdir(parents=True)
     (tmp_path / "out" / "unet" / "old").write_text("old")
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(KeyboardInterrupt), filling(tmp_path / "out") as folder:
-        (folder / "unet").mkdir()
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with filling(tmp_path / "out") as folder:
+            (folder / "unet").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / "out" / "unet" / "old").read_text() == "old"
     with filling(tmp_path / "out") as folder:
         (folder / "unet").mkdir()
@@ -165,6 +170,7 @@ def digits():
     return pictures.read("digits")
 
 
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_the_classifier_is_scikit_learns_and_a_damaged_cache_is_made_anew(digits, tmp_path):
     from sklearn.neural_network import MLPClassifier
 

@@ -83,7 +83,7 @@ def test_variance_is_preserved(process: Process) -> None:
         (VPLinear(0.3, 7.0), lambda t: 0.3 + t * 6.7),
         (VPScaledLinear(), lambda t: (math.sqrt(0.85) + t * (math.sqrt(12.0) - math.sqrt(0.85))) ** 2),
     ],
-    ids=repr,
+    ids=["linear", "gentle", "scaled-linear"],
 )
 def test_alpha_is_the_integral_of_beta(process: Process, beta: Any) -> None:
     for t in (0.01, 0.2, 0.5, 0.9, 1.0):

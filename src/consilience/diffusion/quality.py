@@ -189,8 +189,7 @@ def measure(
     """
     if tuple(data.x.shape[1:]) != pipe.shape(1)[1:]:
         raise InputError(f"{data.source}: images {tuple(data.x.shape[1:])}, the model makes {pipe.shape(1)[1:]}")
-    order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(0))
-    real, other = data.x[order[::2]], data.x[order[1::2]]
+    real, other = (half.x for half in halves(data))
     count = min(count or len(other), len(other))
     if count < 4:
         raise InputError(
@@ -212,6 +211,16 @@ def measure(
         count,
         seeds,
     )
+
+
+def halves(data: Images) -> tuple[Images, Images]:
+    """Two halves in a random order that is always the same: one to compare with, one to compare."""
+    order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(0))
+    first, second = (
+        Images(data.x[rows], None if data.labels is None else data.labels[rows], data.source)
+        for rows in (order[::2], order[1::2])
+    )
+    return first, second
 
 
 def _start(pipe: ImagePipeline, data: Images, count: int, seed: int) -> tuple[Tensor, Tensor | None]:

@@ -70,7 +70,8 @@ def draw(
     """Images of ``noise`` by at most ``evaluations`` evaluations of the network per image, guidance's included.
 
     ``method`` None is what the pipeline's scheduler names; ``seed`` is for methods that add noise; the states of the
-    first ``keep`` images are kept, `BATCH` at most. Raises ValueError for what `solve` refuses, or where guidance has no labels.
+    first ``keep`` images are kept, `BATCH` at most. Raises ValueError for what `solve` refuses, or where guidance has
+    no labels.
     """
     keep = min(keep, BATCH)
     method = method or pipe.scheduler.config.get("method", "auto")
