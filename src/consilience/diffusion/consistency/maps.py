@@ -7,12 +7,14 @@ network's prediction by one DDIM step from t to s, so that f(x, t, t) = x by con
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consilience.diffusion.denoisers import Denoiser, Prediction, as_time, weights
 from consilience.diffusion.mixture import GaussianMixture
@@ -120,15 +122,45 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:
     """(f(*at), its derivative along ``along``), the tangents of all arguments; both the shape of f's value.
 
-    ``exact`` is forward-mode differentiation; ``finite`` the central difference with ``step``, for networks whose
-    attention has no forward mode. Gradients do not flow through ``finite``'s points beyond f's own.
+    ``exact`` is forward-mode differentiation, with scaled-dot-product attention in its math kernel, the one that has a
+    forward mode; ``finite`` the central difference with ``step``, for networks with an operation that has none, which
+    ``exact`` refuses with RuntimeError. All passes of ``finite`` drop the same units.
     """
     if how == "exact":
-        found: tuple[Tensor, Tensor] = torch.func.jvp(f, at, along)  # type: ignore[assignment]
-        return found
-    ahead = f(*(x + step * v for x, v in zip(at, along, strict=True)))
-    behind = f(*(x - step * v for x, v in zip(at, along, strict=True)))
+        try:
+            with forward_mode():
+                found: tuple[Tensor, Tensor] = torch.func.jvp(f, at, along)  # type: ignore[assignment]
+            return found
+        except NotImplementedError as error:
+            raise RuntimeError(
+                f"the network has an operation without forward-mode differentiation ({str(error).splitlines()[0]}): "
+                'use jvp="finite", or torch.nn.functional.scaled_dot_product_attention, whose math kernel is taken here'
+            ) from error
+    with same_state():
+        ahead = f(*(x + step * v for x, v in zip(at, along, strict=True)))
+    with same_state():
+        behind = f(*(x - step * v for x, v in zip(at, along, strict=True)))
     return f(*at), (ahead - behind) / (2 * step)
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Attention here takes the kernels that have a forward mode: the math one, and no fused multi-head layer."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def same_state() -> Iterator[None]:
+    """Random numbers drawn here are drawn again afterwards: the global generators are put back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
 
 
 def angle(process: Process, t: Tensor) -> Tensor:

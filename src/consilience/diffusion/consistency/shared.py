@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from consilience.diffusion.consistency.maps import FlowMap
+from consilience.diffusion.consistency.maps import FlowMap, same_state
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
-from consilience.diffusion.processes import Process
+from consilience.diffusion.processes import Process, expand
 
 Log = dict[str, float]
 Result = tuple[Tensor, Log]
@@ -94,8 +95,7 @@ def teacher_step(teacher: Denoiser, x: Tensor, t: Tensor, s: Tensor, heun: bool 
 @contextmanager
 def same_dropout(seed: int) -> Iterator[None]:
     """Passes of a network under the same seed here drop the same units; the global generators are left as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=list(devices)):
+    with same_state():
         torch.manual_seed(seed)
         yield
 
@@ -104,6 +104,81 @@ def dropout_seed(generator: torch.Generator | None) -> int:
     """A seed for `same_dropout` from the loss's own generator."""
     device = None if generator is None else generator.device
     return int(torch.randint(2**31, (), generator=generator, device=device))
+
+
+class _Through(torch.autograd.Function):
+    """A function of a state whose backward reaches the state and nothing else that the function knows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            ctx.at = x.detach().requires_grad_()
+            ctx.value = function(ctx.at)
+        return torch.as_tensor(ctx.value.detach())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (back,) = torch.autograd.grad(ctx.value, ctx.at, grad)
+        return back, None
+
+
+def through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)`` whose gradient flows to x [batch, ...], and not to the weights that the function uses."""
+    found: Tensor = _Through.apply(x, function)  # type: ignore[no-untyped-call]
+    return found
+
+
+def endpoint(model: FlowMap, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    """The data that the map takes x [batch, ...] at t [batch] to, and x itself where no noise is left in it."""
+    clean = model.process.ratio(t) == 0
+    found = model.x0(x, torch.where(clean, torch.full_like(t, model.process.t_min), t), **cond)
+    return torch.where(expand(clean, x), x, found)
+
+
+def ends(student: FlowMap, target: FlowMap | None, p: Pair, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Where the student takes x_t, and where the target (None: the student) takes x_s: the latter without gradient.
+
+    Both passes drop the same units. [batch, ...] each.
+    """
+    seed = dropout_seed(generator)
+    with same_dropout(seed):
+        near = endpoint(student, p.x_t, p.t, **p.cond)
+    with torch.no_grad(), same_dropout(seed):
+        far = endpoint(student if target is None else target, p.x_s, p.s, **p.cond)
+    return near, far
+
+
+def gap(process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """The difference of the ratios sigma / alpha at t and s: that of the times themselves under VE and EDM."""
+    return process.ratio(t) - process.ratio(s)
+
+
+def compared(
+    process: Process, p: Pair, near: Tensor, far: Tensor, distance: Distance, weight: Tensor | None = None
+) -> Result:
+    """The mean weighted distance of the two ends [batch, ...], and what `curriculum.diagnose` reads of a run.
+
+    Logged: ``distance`` without weight, ``difference`` its root mean square per coordinate, ``log_gap`` the mean of
+    log(sigma / alpha at t over that at s) bounded by 10, ``ratio`` the mean of s over t in sigma / alpha, and
+    ``spread``, the variance of the student's ends over that of the data among the noisier half of the batch.
+    """
+    values = distance(near, far)
+    loss = mean(values, weight)
+    with torch.no_grad():
+        ratio = process.ratio(p.s) / process.ratio(p.t)
+        noisy = process.ratio(p.t) >= process.ratio(p.t).median()
+        log = {
+            "distance": float(values.mean()),
+            "difference": float((near - far).square().mean().sqrt()),
+            "log_gap": float(-ratio.clamp(min=math.exp(-10)).log().mean()),
+            "ratio": float(ratio.mean()),
+            "spread": float(_variance(near[noisy]) / _variance(p.x0).clamp(min=1e-12)),
+        }
+    return loss, log
+
+
+def _variance(x: Tensor) -> Tensor:
+    return (x - x.mean(0)).square().mean()
 
 
 def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -121,12 +196,22 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pseudo_huber(c: float) -> Distance:
-    """sqrt(||a - b||^2 + c^2) - c per sample (iCT, arXiv:2310.14189, equation 7); ``c`` 0 is the distance itself."""
+    """sqrt(||a - b||^2 + c^2) - c per sample (iCT, arXiv:2310.14189, equation 7); ``c`` 0 is the distance itself.
+
+    Its gradient is 0 where a = b, also for c = 0.
+    """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
+        if c == 0:
+            return torch.linalg.vector_norm((a - b).flatten(1), dim=1)
         return torch.sqrt(squared(a, b) + c**2) - c
 
     return distance
+
+
+def elementwise_huber(c: float) -> Distance:
+    """The mean over a sample's values of sqrt(d^2 + c^2) - c, d their difference: pseudo-Huber value by value."""
+    return lambda a, b: (torch.sqrt((a - b).square() + c**2) - c).flatten(1).mean(1)
 
 
 def cauchy(c: float) -> Distance:

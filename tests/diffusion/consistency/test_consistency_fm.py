@@ -1,0 +1,109 @@
+"""Consistency flow matching: zero for straight flows, plain flow matching in the limit, segments, both terms."""
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from consilience.diffusion import GaussianMixture, Process, RectifiedFlow
+from consilience.diffusion.consistency import FlowMap, exact_map, pair
+from consilience.diffusion.consistency.objectives.consistency_fm import consistency_fm, levels
+from consilience.diffusion.consistency.straight import mean_flow, own_time, straight_time
+
+from .exact import MEAN, check_gradient, gaussian, generator
+from .two_times import PROCESSES, TwoTimes, flow_map
+
+PROCESS = RectifiedFlow()
+finite = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+
+
+def point(process: Process) -> GaussianMixture:
+    """Data that is one point: its flow noise - x0 is constant along the path."""
+    return GaussianMixture(torch.ones(1).double(), MEAN[None], torch.zeros(1, 2, 2).double(), process)
+
+
+@finite
+def test_both_terms_are_zero_where_the_flow_is_straight(process: Process) -> None:
+    flow, data = exact_map(point(process)), MEAN.expand(64, 2)
+    loss, log = consistency_fm(flow, None, data, generator(1), weight=1.0, step=1e-2)
+    assert float(loss) < 1e-12
+    assert set(log) == {"loss", "distance", "velocity"}
+
+
+def test_where_it_is_curved_the_ends_agree_and_the_velocities_do_not() -> None:
+    """With the exact teacher the ends differ by a Heun step's error, third order, the velocities by order one."""
+    teacher = gaussian(PROCESS)
+    flow, data = exact_map(teacher), teacher.sample(2000, generator())
+    logs = [consistency_fm(flow, teacher, data, generator(1), step=step)[1] for step in (0.04, 0.02)]
+    assert logs[1]["distance"] < logs[0]["distance"] / 16
+    assert 2 < logs[0]["velocity"] / logs[1]["velocity"] < 6  # the square of a difference over the step
+
+
+def test_anchored_everywhere_it_is_flow_matching_with_the_squared_length_for_a_weight() -> None:
+    flow, data = flow_map(TwoTimes()), gaussian().sample(32, generator())
+    loss, _ = consistency_fm(flow, None, data, generator(1), anchored=1.0, weight=0.0)
+    draws = generator(1)
+    tau, end, _ = levels(32, 2, 1e-3, draws)
+    p = pair(PROCESS, data, own_time(PROCESS, tau), tau, draws)
+    error = mean_flow(flow, {})(p.x_t, p.t, end) - (p.noise - p.x0)
+    expected = ((p.t - end) ** 2 * error.square().sum(1)).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_times_stay_in_their_segment() -> None:
+    tau, end, low = levels(5000, 4, 0.01, generator())
+    assert bool(((end <= low) & (low <= tau) & (tau < end + 0.25)).all())
+    assert sorted(set(end.tolist())) == [0.0, 0.25, 0.5, 0.75]
+    assert bool(((tau - low - 0.01).abs() < 1e-12).logical_or(low == end).all())
+
+
+def test_the_velocity_term_is_away_from_the_segments_end_and_above_the_anchor() -> None:
+    """Per sample: a student whose velocity is its own time has the term (step)^2 x 2 there, and none elsewhere."""
+    flow = FlowMap(lambda x, t, s: t[:, None].expand_as(x), PROCESS, "flow")
+    _, log = consistency_fm(flow, None, torch.zeros(5000, 2).double(), generator(1), step=0.05, anchored=0.2)
+    tau, end, _ = levels(5000, 2, 0.05, generator(1))
+    inside = (tau > 0.2) & (tau - end > 1.01 * 0.05)
+    assert log["velocity"] == pytest.approx(2 * 0.05**2 * float(inside.double().mean()))
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_gradients_are_those_of_differences_with_the_target_held(taught: bool) -> None:
+    data = gaussian().sample(12, generator())
+    check_gradient(
+        lambda net, held: consistency_fm(
+            flow_map(net),
+            gaussian(PROCESS) if taught else None,
+            data,
+            generator(3),
+            target=flow_map(held),
+            weight=0.5,
+            step=0.1,
+        )[0],
+        TwoTimes(),
+    )
+
+
+def test_noise_of_its_own_at_the_second_time_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted mistake: at a straight flow the loss is no longer zero."""
+
+    module = importlib.import_module("consilience.diffusion.consistency.objectives.consistency_fm")
+
+    def unshared(process: Process, batch: Tensor, t: Tensor, s: Tensor, draws: torch.Generator) -> object:
+        return pair(process, batch, t, s, draws)._replace(x_s=pair(process, batch, t, s, draws).x_s)
+
+    monkeypatch.setattr(module, "pair", unshared)
+    loss, _log = consistency_fm(exact_map(point(PROCESS)), None, MEAN.expand(64, 2), generator(1))
+    assert float(loss) > 0.01
+
+
+def test_bad_segments_are_refused() -> None:
+    flow, data = flow_map(TwoTimes()), gaussian().sample(4, generator())
+    for segments, step in ((0, 1e-3), (2, 0.5), (2, 0.0)):
+        with pytest.raises(ValueError, match="at least one segment"):
+            consistency_fm(flow, None, data, generator(), segments=segments, step=step)
+
+
+def test_the_straight_times_of_the_path_are_those_of_rectified_flow() -> None:
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    torch.testing.assert_close(straight_time(PROCESS, t), t)
