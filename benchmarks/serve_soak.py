@@ -114,10 +114,11 @@ class Upstream:
         if fault == "reset":
             _cut(request)
             return web.Response()
-        if body.get("stream"):
-            sent = await self.stream(request, choices, usage, chat, cut=fault == "cut")
-        else:
-            sent = await self.whole(request, choices, usage, chat, cut=fault == "cut")
+        send = self.stream if body.get("stream") else self.whole
+        try:
+            sent = await send(request, choices, usage, chat, cut=fault == "cut")
+        except ConnectionResetError:  # who asked has gone
+            return web.Response()
         made.whole += len(choices) if fault is None else 0
         return sent
 
@@ -270,7 +271,8 @@ def server(folder: Path, url: str, requests: int, workers: int, ledger: str) -> 
     keys = {f"SOAK_{name.upper()}": f"key-of-{name}" for name in set(CLIENTS)}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CONSILIENCE_")}
     command = [sys.executable, "-m", "consilience", "serve", "--upstream", url, "--port", "0", "--policy", "asc:max=8"]
-    command += ["--config", str(folder / "soak.toml"), "--ledger", ledger, "--queue", "512"]
+    command += ["--config", str(folder / "soak.toml"), "--ledger", ledger]
+    command += ["--queue", str(512 * workers)]  # connections are not spread evenly over the workers
     command += ["--workers", str(workers)] if workers > 1 else []
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=clean | keys, stderr=log, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -23,6 +24,8 @@ from consilience.ledger import Ledger, budgets, owners, tables
 from consilience.ledger.budgets import Amount
 from consilience.ledger.claims import Claimed
 from consilience.testing import ScriptedServer
+from consilience.text import budget as budget_module
+from consilience.text import shared as shared_module
 from consilience.text.budget import Account
 from consilience.text.session import Session
 from consilience.text.shared import SharedAccount
@@ -248,6 +251,84 @@ async def test_no_cap_is_passed_and_little_of_it_is_left(ledger_url: str, short:
     assert sum(account.tokens for account in accounts) == till.paid.tokens
 
 
+async def churn(account: SharedAccount, till: Till, rng: random.Random, calls: int) -> None:
+    """Calls that are given up at any moment: while they wait for room, before they are sent, on their way."""
+    for _ in range(calls):
+        taken = 0
+        try:
+            async with asyncio.timeout(rng.choice((0.001, 0.004, 0.02, 1.0))):
+                taken = await account.take(rng.randint(1, 4))
+                till.reserved += Amount(draws=taken)
+                till.check()
+                worst = Amount(0, 10 * taken, 10**8 * taken)
+                await account.reserve(worst.tokens, worst.pico)
+        except (TimeoutError, BudgetSpent):
+            till.reserved -= Amount(draws=taken)
+            account.give_back_draws(taken)
+            continue
+        till.reserved += worst
+        till.check()
+        await asyncio.sleep(rng.random() * 0.002)
+        sent = rng.randint(0, taken)
+        used = Amount(sent, rng.randint(0, 10 * sent), rng.randint(0, 10**8 * sent))
+        till.reserved -= worst + Amount(draws=taken)
+        till.paid += used
+        account.give_back_draws(taken - sent)
+        account.settle(worst.tokens, worst.pico, Usage(completion_tokens=used.tokens, requests=1), used.pico)
+
+
+@pytest.mark.parametrize("deaths", [False, True])
+@pytest.mark.parametrize("caps", [Amount(260, 2000, 2 * 10**10), Amount(400, 1000, 10**10)])
+async def test_no_cap_is_passed_whoever_gives_up_and_is_taken_for_dead(
+    ledger_url: str, monkeypatch, caps: Amount, deaths: bool
+) -> None:
+    """Four owners take, give back, reserve, settle and flush in any order; what stands in the database adds up.
+
+    With ``deaths`` owners that live are buried meanwhile: then more is counted than was spent, and never less.
+    """
+    for module in (budget_module, shared_module):
+        monkeypatch.setattr(module, "LOOK", 0.002)
+    till, rng = Till(caps), random.Random(4)
+
+    def check(store: Ledger) -> Amount:
+        with store._engine.begin() as connection:
+            connection.execute(update(tables.budgets).values(name="b"))  # its lock: the holds stay as they are
+            (_, *settled), *_ = connection.execute(select(tables.budgets)).all()
+            held = [Amount(*amounts) for _, _, *amounts in connection.execute(select(tables.holds))]
+        assert deaths or sum(held, Amount(*settled)).fits(caps)
+        return Amount(*settled)
+
+    def bury(store: Ledger, owner: str) -> None:
+        with store._engine.begin() as connection:
+            owners.bury(connection, [owner])
+
+    with ledgers(ledger_url, 4) as stores:
+        budget = Budget(draws=caps.draws, tokens=caps.tokens, usd=caps.pico / 10**12)
+        accounts = [SharedAccount(budget, store.budget("b")) for store in stores]
+        ended = asyncio.Event()
+
+        async def disturb() -> None:
+            while not ended.is_set():
+                await rng.choice(accounts).flush()
+                await asyncio.to_thread(check, rng.choice(stores))
+                if deaths and rng.random() < 0.1:
+                    await asyncio.to_thread(bury, rng.choice(stores), rng.choice(stores).owner)
+                await asyncio.sleep(rng.random() * 0.003)
+
+        disturbing = asyncio.ensure_future(disturb())
+        async with asyncio.TaskGroup() as group:
+            for n, account in itertools.product(range(5), accounts):
+                group.create_task(churn(account, till, random.Random(f"{caps} {n}"), 25))
+        ended.set()
+        await disturbing
+        for account in accounts:
+            await account.flush()
+        settled = check(stores[0])
+        assert till.paid.fits(settled) if deaths else till.paid == settled
+        assert till.reserved == Amount()
+        assert Amount(*map(sum, zip(*((a.draws, a.tokens, a.pico) for a in accounts), strict=True))) == till.paid
+
+
 async def test_a_server_and_its_clients_share_their_caps(ledger_url: str) -> None:
     with ledgers(ledger_url, 2) as stores:
         above = [SharedAccount(Budget(draws=50), store.budget("server")) for store in stores]
@@ -296,6 +377,22 @@ async def test_what_a_dead_process_held_is_spent_and_the_rest_is_not(ledger_url:
         dying.settle(200, 0, Usage(completion_tokens=50), 0)
         await dying.flush()
         assert [row[2] for row in rows(two, tables.budgets)] == [120 + 200 + 600 + 50]
+
+
+async def test_who_is_buried_in_the_middle_of_an_exchange_ends_it_first(ledger_url: str) -> None:
+    """The one that buries waits for the budget as another exchange would; neither waits for the other for ever."""
+    with ledgers(ledger_url, 2) as (one, two):
+        budget = one.budget("b")
+        assert budget.exchange(Amount(5), Amount(), Amount(), Amount(), Amount(5)).granted == Amount(5)
+        with one._engine.begin() as connection:
+            budget._settle(connection, Amount(1))
+            burying = asyncio.ensure_future(asyncio.to_thread(two.bury_dead, one.owner))
+            await asyncio.sleep(0.3)
+            budget._hold(connection, Amount(5), Amount(4))
+        await burying
+        assert rows(two, tables.budgets) == [("b", 1 + 4, 0, 0)]
+        assert rows(two, tables.holds) == []
+        assert budget.exchange(Amount(5), Amount(), Amount(4), Amount(4), Amount()).lost
 
 
 async def test_who_leaves_while_he_waits_for_a_grant_loses_nothing_for_the_others(ledger_url: str) -> None:

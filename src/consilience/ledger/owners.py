@@ -71,15 +71,21 @@ def dead(connection: Connection, me: Owner) -> list[str]:
 def bury(connection: Connection, names: list[str]) -> None:
     """Free the claims of owners, and count what they held of budgets as spent."""
     held = tables.holds.c
+    for budget in sorted(connection.execute(select(held.name).where(held.owner.in_(names)).distinct()).scalars()):
+        _count_as_spent(connection, budget, names)
     for name in sorted(names):
-        columns = (held.name, held.draws, held.tokens, held.pico)
-        gone = delete(tables.holds).where(held.owner == name).returning(*columns)
-        for budget, draws, tokens, pico in sorted(connection.execute(gone).all()):
-            spent = tables.budgets.c
-            added = {"draws": spent.draws + draws, "tokens": spent.tokens + tokens, "pico": spent.pico + pico}
-            connection.execute(update(tables.budgets).where(spent.name == budget).values(added))
         connection.execute(delete(tables.claims).where(tables.claims.c.owner == name))
         connection.execute(delete(tables.owners).where(tables.owners.c.id == name))
+
+
+def _count_as_spent(connection: Connection, budget: str, names: list[str]) -> None:
+    """Settle what owners hold of one budget; locks its row first, as an exchange does: one of them may be at one."""
+    spent, held = tables.budgets.c, tables.holds.c
+    connection.execute(select(spent.name).where(spent.name == budget).with_for_update())
+    gone = delete(tables.holds).where(held.name == budget, held.owner.in_(names))
+    for draws, tokens, pico in connection.execute(gone.returning(held.draws, held.tokens, held.pico)).all():
+        added = {"draws": spent.draws + draws, "tokens": spent.tokens + tokens, "pico": spent.pico + pico}
+        connection.execute(update(tables.budgets).where(spent.name == budget).values(added))
 
 
 def _runs(pid: int) -> bool:

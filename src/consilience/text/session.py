@@ -195,20 +195,23 @@ class Session:
             wanted = meter.affordable(len(missing))
             granted = await self.account.take(wanted) if self.account.shared else self.account.take_draws(wanted)
             wave, missing = missing[:granted], missing[granted:]
+            drawn: dict[int, Draw] = {}
             try:
-                await self._wave(request, wave, meter, held)
+                await self._wave(request, wave, meter, held, drawn)
             except BaseException as error:
-                absent = [index for index in wave if index not in held.draws]
-                self.account.give_back_draws(max(0, len(absent) - meter.abandoned))
+                absent = len(wave) - len(drawn)  # what was delivered was made, also where it could not be written
+                self.account.give_back_draws(max(0, absent - meter.abandoned))
                 meter.abandoned = 0
-                smaller = len(absent) == len(wave) > meter.affordable(len(wave))
+                smaller = absent == len(wave) > meter.affordable(len(wave))
                 if not (isinstance(error, BudgetSpent) and smaller):
                     raise
                 missing = wave + missing  # others spent what this wave counted on: a smaller one may still fit
 
-    async def _wave(self, request: Request, wave: list[int], meter: CallMeter, held: _Held) -> None:
+    async def _wave(
+        self, request: Request, wave: list[int], meter: CallMeter, held: _Held, drawn: dict[int, Draw]
+    ) -> None:
+        """Draw a wave into ``drawn`` and, once it is on disk, into ``held``; who leaves waits for that too."""
         writes: set[asyncio.Future[None]] = set()
-        drawn: dict[int, Draw] = {}
         self.in_flight += len(wave)
 
         def deliver(index: int, draw: Draw) -> None:
@@ -227,11 +230,24 @@ class Session:
             await self.source.draw(request, wave, meter, deliver)
         finally:
             self.in_flight -= len(wave) - len(drawn)
-            if writes:
-                await asyncio.wait(writes)  # they are shared with other waves: a cancelled one must not end them
-            for write in writes:
-                write.result()
-            held.draws.update(drawn)
+            try:
+                await _ended(writes)
+            finally:
+                for write in writes:
+                    write.result()
+                held.draws.update(drawn)
+
+
+async def _ended(futures: Iterable[asyncio.Future[None]]) -> None:
+    """Wait until futures that others wait for too are done; raises CancelledError only then."""
+    cancelled: asyncio.CancelledError | None = None
+    while pending := [future for future in futures if not future.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _leading(draws: dict[int, Draw], indices: Iterable[int]) -> list[Draw]:

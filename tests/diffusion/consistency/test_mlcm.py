@@ -1,0 +1,76 @@
+"""Multistep latent consistency models: the teacher's own states, and fewer and fewer segments."""
+
+import pytest
+import torch
+
+from consilience.diffusion import RectifiedFlow
+from consilience.diffusion.consistency.objectives.mlcm import mlcm, progressive, trajectory_state
+from consilience.diffusion.consistency.objectives.pcm import pcm
+from consilience.diffusion.consistency.objectives.trajectory import ddim, heun, times
+from consilience.diffusion.consistency.shared import squared
+
+from .exact import check_gradient, gaussian, generator
+from .jumps import PROCESS, Notes, TwoTime, exact, exact_step, flow
+
+DATA = gaussian().sample(60, generator())
+TEACHER = gaussian(PROCESS)
+
+
+@pytest.mark.parametrize("segments", [8, 2])
+def test_zero_at_the_exact_map(segments: int) -> None:
+    assert float(mlcm(exact(), TEACHER, DATA, generator(1), segments=segments, step=exact_step())[0]) < 1e-18
+
+
+def test_gradients_are_those_of_differences_with_the_target_held() -> None:
+    check_gradient(lambda net, held: mlcm(flow(net), TEACHER, DATA, generator(3), target=flow(held))[0], TwoTime())
+
+
+def test_without_a_rollout_it_is_the_phased_loss() -> None:
+    net = TwoTime()
+    one = mlcm(flow(net), TEACHER, DATA, generator(1), segments=4, rollout=0)[0]
+    two = pcm(flow(net), TEACHER, DATA, generator(1), phases=4, distance=squared)[0]
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_with_a_rollout_the_data_do_not_matter_and_the_states_lie_on_the_teachers_trajectory() -> None:
+    process = RectifiedFlow()
+    notes = Notes(process)
+    teacher = gaussian(process)
+    first = mlcm(notes.map, teacher, DATA, generator(2), step=exact_step(process))[0]
+    assert float(first) == float(mlcm(notes.map, teacher, DATA + 5, generator(2), step=exact_step(process))[0])
+    gen = generator(2)
+    torch.randint(50, (60,), generator=gen)
+    noise = torch.randn(60, 2, dtype=torch.float64, generator=gen)
+    x_t, t, _, _ = notes.calls[0]
+    torch.testing.assert_close(x_t, exact(process)(noise, process.t_max, t), rtol=1e-9, atol=1e-9)
+
+
+def test_rollouts_near_the_exact_state_with_their_number_of_steps() -> None:
+    noise = torch.randn(60, 2, dtype=torch.float64, generator=generator())
+    process = RectifiedFlow()
+    teacher, t = gaussian(process), torch.linspace(0.05, 1.0, 60, dtype=torch.float64)
+    truth = exact(process)(noise, 1.0, t)
+    errors = [float((trajectory_state(teacher, noise, t, n, ddim) - truth).abs().max()) for n in (8, 16, 32)]
+    assert errors[0] > 1.7 * errors[1] > 2.9 * errors[2]
+    assert float((trajectory_state(teacher, noise, t, 32, heun) - truth).abs().max()) < errors[2] / 3
+
+
+def test_a_longer_hop_stays_within_its_segment() -> None:
+    notes, grid = Notes(), times(PROCESS, 12)
+    mlcm(notes.map, TEACHER, DATA, generator(), segments=3, grid=grid, skip=3)
+    (_, t, s, _), (_, u, _, _) = notes.calls
+    place = {float(v): i for i, v in enumerate(grid)}
+    for a, b, c in zip(t.tolist(), u.tolist(), s.tolist(), strict=True):
+        assert place[c] % 4 == 0
+        assert 0 < place[c] - place[a] <= 4
+        if b < a:
+            assert b == PROCESS.t_max or place[b] == place[a] + 3
+
+
+def test_segments_fall_in_equal_stages() -> None:
+    assert [progressive(k, 9) for k in range(10)] == [8, 8, 8, 4, 4, 4, 2, 2, 2, 2]
+
+
+def test_it_needs_a_teacher() -> None:
+    with pytest.raises(ValueError, match="needs a teacher"):
+        mlcm(exact(), None, DATA, generator())
