@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 import consilience
 from consilience.draws import Budget, Draw, Usage
-from consilience.errors import BudgetSpent
+from consilience.errors import BudgetSpent, ConsilienceError
 from consilience.ledger import Ledger, budgets, owners, tables
 from consilience.ledger.budgets import Amount
 from consilience.ledger.claims import Claimed
@@ -377,6 +378,49 @@ async def test_what_a_dead_process_held_is_spent_and_the_rest_is_not(ledger_url:
         dying.settle(200, 0, Usage(completion_tokens=50), 0)
         await dying.flush()
         assert [row[2] for row in rows(two, tables.budgets)] == [120 + 200 + 600 + 50]
+
+
+async def test_who_waits_for_what_a_dead_process_held_is_told_that_it_is_spent(ledger_url, monkeypatch) -> None:
+    """Nobody has to bury by hand: the others look for the dead with every beat."""
+    monkeypatch.setattr(owners, "BEAT", 0.05)
+    with ledgers(ledger_url, 2) as (one, two):
+        dying = SharedAccount(Budget(draws=100), one.budget("b"))
+        living = SharedAccount(Budget(draws=100), two.budget("b"))
+        await dying.take(60)
+        await living.take(40)
+        await dying.flush()
+        one._end.set()  # its process ends without a word
+        one._beating.join()
+        with one._engine.begin() as connection:
+            held = tables.holds.c
+            connection.execute(update(tables.holds).where(held.owner == one.owner).values(draws=10))
+        age(one, owners.EXPIRY + 1)
+
+        async def take_all() -> None:
+            while True:
+                await living.take(1)
+
+        async with asyncio.timeout(20):
+            with pytest.raises(BudgetSpent):
+                await take_all()
+
+
+async def test_a_refused_need_of_one_kind_does_not_refuse_another(ledger_url: str) -> None:
+    with ledgers(ledger_url, 2) as (one, two):
+        other = SharedAccount(Budget(draws=1000, tokens=1000), one.budget("b"))
+        account = SharedAccount(Budget(draws=1000, tokens=1000), two.budget("b"))
+        await other.reserve(900, 0)
+        assert not await account.lease(tokens=500)
+        assert await account.take(1) == 1
+
+
+def test_a_ledger_that_cannot_register_says_so(tmp_path, monkeypatch) -> None:
+    def broken(*_: object) -> bool:
+        raise OperationalError("UPDATE owners", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(owners, "renew", broken)
+    with Ledger(str(tmp_path / "l.db")) as ledger, pytest.raises(ConsilienceError, match="cannot be written"):
+        ledger.budget("b")
 
 
 async def test_who_is_buried_in_the_middle_of_an_exchange_ends_it_first(ledger_url: str) -> None:

@@ -122,6 +122,7 @@ def test_malformed_json(shared, body: bytes) -> None:
         ({"response_format": "json"}, "response_format"),
         ({"prompt": "x"}, "prompt"),
         ({"best_of": 3}, "best_of"),
+        ({"best_of": True}, "best_of"),
         ({"consilience": 5}, "consilience"),
         ({"consilience": {"polcy": "asc"}}, "consilience"),
         ({"consilience": {"policy": 5}}, "consilience.policy"),

@@ -154,6 +154,31 @@ def test_a_keyless_server_on_loopback_answers_to_its_own_names_alone(tmp_path, b
                 assert checked((got, headers, json.loads(content)))["code"] == "host_not_allowed"
 
 
+@pytest.mark.parametrize(
+    ("origin_header", "status"),
+    [
+        ("http://127.0.0.1:8000", 200),
+        ("http://localhost:3000", 200),
+        ("http://[::1]:8000", 200),
+        ("https://evil.example", 403),
+        ("http://127.0.0.1.evil.example", 403),
+        ("null", 403),
+        ("http://[evil", 403),
+    ],
+)
+def test_a_page_of_the_web_cannot_use_a_keyless_server_on_loopback(tmp_path, origin_header, status) -> None:
+    """As `fetch(..., {mode: "no-cors"})` sends it: an honest Host, text/plain, no preflight."""
+    app = create_app(Settings(ledger=str(tmp_path / "l.db"), policy="sc:n=1"), "127.0.0.1")
+    asked = json.dumps({"model": "house", "messages": [{"role": "user", "content": "1 + 1?"}]}).encode()
+    with running(app) as origin:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: {origin_header}\r\nContent-Type: text/plain\r\n"
+        got, headers, content = raw(origin, head.encode() + b"Content-Length: %d\r\n\r\n" % len(asked) + asked)
+        assert got == status
+        if status == 403:
+            assert checked((got, headers, json.loads(content)))["code"] == "origin_not_allowed"
+            assert app.state.core.session.bought == 0
+
+
 def test_with_keys_the_name_does_not_matter(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ANN_KEY", "secret-of-ann")
     (tmp_path / "c.toml").write_text(KEYS)

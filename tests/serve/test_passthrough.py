@@ -193,3 +193,41 @@ def test_what_is_written_to_a_client_leaves_at_once(host) -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_an_idempotency_key_goes_upstream_as_its_clients_own(serve, upstream) -> None:
+    """The upstream knows one key, the server's: two clients with the same word must not share a reply."""
+    served = serve(upstream, policy="none")
+    for key in ("alice", "bob", "alice"):
+        served.ask(key=key, extra_headers={"Idempotency-Key": "order-66"})
+    alice, bob, again = (headers["idempotency-key"] for _, headers, _ in upstream.seen)
+    assert alice == again != bob
+    assert "order-66" not in (alice, bob)
+
+
+def test_what_was_refused_before_it_was_sent_takes_no_draw(serve, upstream) -> None:
+    served = serve(upstream, policy="none", budget="draws=3,tokens=100000")
+    for _ in range(5):
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):
+            served.ask()
+        with pytest.raises(openai.RateLimitError):
+            served.ask(max_tokens=10**9)
+    for _ in range(3):
+        served.ask(max_tokens=5)
+    with pytest.raises(openai.RateLimitError):
+        served.ask(max_tokens=5)
+    assert len(upstream.seen) == 3
+
+
+@pytest.mark.parametrize("policy", ["none", "sc:n=1"])
+@pytest.mark.parametrize("name", ["functions", "documents", "prediction", "stop"])
+def test_text_beside_the_messages_is_bounded_too(serve, upstream, policy, name) -> None:
+    """Some endpoints put it into the prompt: under a cap its bytes are reserved as well."""
+    served = serve(upstream, policy=policy, budget="tokens=2000")
+    long = "word " * 1000
+    value = {"functions": [{"name": "f", "description": long}], "prediction": {"type": "content", "content": long}}
+    with pytest.raises(openai.APIStatusError) as caught:
+        served.ask(max_tokens=5, extra_body={name: value.get(name, [long])})
+    assert caught.value.status_code in (400, 429)
+    assert not upstream.seen
+    served.ask(max_tokens=5)

@@ -23,6 +23,8 @@ def run(given: dict[str, Any], *, host: str, port: int, grace: float, workers: i
     def announce(core: Core) -> None:
         if not len(core.keyring) and not loopback(host):
             say("warning: no keys are configured, so whoever reaches this address can spend: see [serve.keys.NAME]")
+        if given.get("budget_name") is not None and not core.shared:
+            say("warning: --budget-name without a cap shares nothing: give --budget, or keys a budget")
         several = f", {workers} workers" if workers > 1 else ""
         say(f"serving {address}, policy {core.policy}, upstream {core.source.endpoint}{several}")
 

@@ -135,7 +135,10 @@ class Ledger:
     def budget(self, name: str) -> SharedBudget:
         """What was spent under a name by all processes on this ledger, for `exchange`; blocks on the database."""
         self._register()
-        return SharedBudget(self._engine, self._owner, name)
+        try:
+            return SharedBudget(self._engine, self._owner, name)
+        except SQLAlchemyError as error:
+            raise _failure(self.name, "written", error) from error
 
     @property
     def owner(self) -> str:
@@ -154,16 +157,25 @@ class Ledger:
         """Be known as an owner, and go on saying so until the end."""
         with self._register_lock:
             if self._beating is None:
-                with self._engine.begin() as connection:
-                    owners.renew(connection, self._owner)
+                try:
+                    with self._engine.begin() as connection:
+                        owners.renew(connection, self._owner)
+                except SQLAlchemyError as error:
+                    raise _failure(self.name, "written", error) from error
                 self._beating = threading.Thread(target=self._beat, name="consilience-beat", daemon=True)
                 self._beating.start()
 
     def _beat(self) -> None:
+        steady = False  # after an outage the others first have the time of a beat to say that they live
         while not self._end.wait(owners.BEAT):
-            # where one fails the next may come through; others take over if none does
-            with suppress(SQLAlchemyError), self._engine.begin() as connection:
-                self.lives += not owners.renew(connection, self._owner)
+            try:
+                with self._engine.begin() as connection:
+                    self.lives += not owners.renew(connection, self._owner)
+                if steady:
+                    self.bury_dead()
+                steady = True
+            except SQLAlchemyError:  # the next beat may come through; others take over if none does
+                steady = False
 
     def _gathering(self) -> _Batch:
         """The batch that goes to the writer next."""

@@ -38,7 +38,11 @@ from consilience.serve.schema import EXTENSION, Ask, read_ask, read_extension, r
 from consilience.serve.stream import EventStream
 from consilience.text.session import Session
 
+log = logging.getLogger("consilience.serve")
+
 CHAT, TEXT = "/chat/completions", "/completions"
+UPSTREAM = 502
+"""The status that says that the upstream failed: whoever runs the server should see it in the log."""
 
 log = logging.getLogger("consilience.serve")
 
@@ -134,6 +138,8 @@ class _Endpoint(ABC):
                 return
             meant = error if isinstance(error, ApiError) else of_mishap(error)
             out.failed(meant)
+            if meant.status == UPSTREAM:
+                log.warning("answered %d: %s", meant.status, meant.message[:300])
             if meant.headers.get("connection") == "close":
                 await send_parting(receive, out, meant)
             else:

@@ -18,7 +18,7 @@ from consilience.driver import NOT_DRAWN, Asking, Driver, Finished, Progress
 from consilience.errors import ConsilienceError, EndpointError, InputError
 from consilience.ledger import Ledger
 from consilience.rules import Rule
-from consilience.serve.errors import ApiError, bad, of_endpoint, of_failed
+from consilience.serve.errors import ApiError, bad, of_endpoint, of_failed, of_spent
 from consilience.serve.keys import Client, Keyring, total_budget
 from consilience.serve.observe import Observer
 from consilience.serve.policies import NONE, rule_of, served_rule
@@ -405,10 +405,4 @@ def _choice(one: Finished, account: Account) -> Choice:
 def _unpaid(reason: str, account: Account) -> ApiError:
     if account.refused_by is account:
         return bad(f"the request's budget does not pay for one draw ({reason})", f"{EXTENSION}.budget", "budget_spent")
-    return ApiError(
-        429,
-        f"the budget that the server has for this key is spent ({reason})",
-        code="insufficient_quota",
-        kind="insufficient_quota",
-        headers={"x-should-retry": "false"},
-    )
+    return of_spent(account.refused_by, reason)

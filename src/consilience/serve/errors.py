@@ -10,6 +10,7 @@ from aiohttp import ClientError
 
 from consilience.draws import Draw
 from consilience.errors import ConsilienceError, EndpointError
+from consilience.text.budget import Account
 from consilience.text.transport import Refused
 
 log = logging.getLogger("consilience.serve")
@@ -50,6 +51,14 @@ class ApiError(Exception):
 def bad(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A 400: the request cannot be taken as it is."""
     return ApiError(400, message, param=param, code=code)
+
+
+def of_spent(refused_by: Account | None, reason: object) -> ApiError:
+    """A cap of the server's is met: ``refused_by`` says whose, the server's own or the key's."""
+    whose = "the server's budget" if refused_by is None or refused_by.parent is None else "the budget of this key"
+    headers = {"x-should-retry": "false"}
+    quota = "insufficient_quota"
+    return ApiError(429, f"{whose} is spent ({reason})", code=quota, kind=quota, headers=headers)
 
 
 def of_mishap(error: Exception) -> ApiError:

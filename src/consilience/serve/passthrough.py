@@ -6,9 +6,12 @@ budgets of the client and the server, at its worst case until the reply says wha
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import quote
 
@@ -19,15 +22,15 @@ from yarl import URL
 
 from consilience.errors import BudgetSpent
 from consilience.serve.core import Core
-from consilience.serve.errors import ApiError, bad
+from consilience.serve.errors import ApiError, bad, of_spent
 from consilience.serve.keys import Client
 from consilience.serve.schema import all_text
-from consilience.text.budget import Account, CallMeter, Price
+from consilience.text.budget import LOOK, Account, CallMeter, Price
 from consilience.text.sources.base import Attempt, Request
 from consilience.text.sources.openai import chat_urls, stated_usage
 from consilience.text.transport import environment_proxy
 
-FORWARDED = ("accept", "accept-encoding", "content-type", "idempotency-key", "openai-beta", "user-agent")
+FORWARDED = ("accept", "accept-encoding", "content-type", "openai-beta", "user-agent")
 """The client's headers that go upstream; never his key, nor what names his organization."""
 OWN = {b"connection", b"keep-alive", b"transfer-encoding", b"set-cookie", b"server", b"date", b"upgrade"}
 """The upstream's headers that do not come back: they are about its own connection."""
@@ -60,7 +63,7 @@ class Passthrough:
     async def models(self, name: str, headers: Mapping[str, str], send: Send) -> None:
         """The upstream's list of models, or its line on one of them."""
         path = "/models" + (f"/{quote(name, safe='')}" if name else "")
-        await self._relay("GET", self._url(path), None, headers, send, None)
+        await self._relay("GET", self._url(path), None, self._sent(headers), send, None)
 
     async def call(
         self, path: str, raw: bytes, body: dict[str, Any], headers: Mapping[str, str], client: Client, send: Send
@@ -70,26 +73,25 @@ class Passthrough:
         draws = _draws(body, account)
         if (url := self._urls.get(path)) is None:
             url = self._urls[path] = self._url(path)
+        meter = self._meter(body, client, draws) if account.capped else None
+        sent = self._sent(headers)
+        if (key := headers.get("idempotency-key")) is not None:  # the upstream knows one key, the server's: not whose
+            sent["idempotency-key"] = hashlib.sha256(json.dumps([client.name, key]).encode()).hexdigest()
         try:
-            if account.shared:
-                await account.lease(draws=draws)
-            self._take(account, draws)
-            if not account.capped:
-                await self._relay("POST", url, raw, headers, send, None)
+            await _take(account, draws)
+            if meter is None:
+                await self._relay("POST", url, raw, sent, send, None)
                 return
-            async with self._meter(body, client, draws).attempt(draws) as attempt:
-                await self._relay("POST", url, raw, headers, send, attempt)
+            sent["accept-encoding"] = "identity"  # the usage has to be read
+            async with AsyncExitStack() as reserved:
+                try:
+                    attempt = await reserved.enter_async_context(meter.attempt(draws))
+                except BaseException:
+                    account.give_back_draws(draws)  # nothing was sent
+                    raise
+                await self._relay("POST", url, raw, sent, send, attempt)
         except BudgetSpent as spent:
-            text = f"the budget that the server has for this key is spent ({spent})"
-            quota = "insufficient_quota"
-            raise ApiError(429, text, code=quota, kind=quota, headers={"x-should-retry": "false"}) from None
-
-    @staticmethod
-    def _take(account: Any, draws: int) -> None:
-        granted = account.take_draws(draws)
-        if granted < draws:
-            account.give_back_draws(granted)
-            raise BudgetSpent("draws", f"{granted} draws are left")
+            raise of_spent(account.refused_by, spent) from None
 
     def _meter(self, body: dict[str, Any], client: Client, draws: int) -> CallMeter:
         """What bounds the call's cost; raises ApiError where nothing does."""
@@ -102,8 +104,8 @@ class Passthrough:
             endpoint="",
             model="",
             messages=({"content": [body.get("messages"), prompts]},),
-            params={"max_tokens": max(limits) * max(1, best)},
-            tools=(body.get("tools"), body.get("functions")),
+            params=_others(body) | {"max_tokens": max(limits) * max(1, best)},
+            tools=body.get("tools"),
             response_format=body.get("response_format"),
             most_prompt=None if bounded else self._core.settings.max_prompt_tokens,
         )
@@ -113,21 +115,18 @@ class Passthrough:
     def _url(self, path: str) -> URL:
         return URL(self._chat.replace("/chat/completions", path, 1), encoded=True)
 
-    def _sent(self, headers: Mapping[str, str], attempt: Attempt | None) -> CIMultiDict[str]:
+    def _sent(self, headers: Mapping[str, str]) -> CIMultiDict[str]:
         """The headers that go upstream."""
         sent: CIMultiDict[str] = CIMultiDict((name, headers[name]) for name in FORWARDED if name in headers)
         sent.setdefault("accept-encoding", "identity")
-        if attempt is not None:
-            sent["accept-encoding"] = "identity"  # the usage has to be read
         if self._key:
             sent["authorization"] = f"Bearer {self._key}"
         return sent
 
     async def _relay(
-        self, method: str, url: URL, raw: bytes | None, headers: Mapping[str, str], send: Send, attempt: Attempt | None
+        self, method: str, url: URL, raw: bytes | None, sent: CIMultiDict[str], send: Send, attempt: Attempt | None
     ) -> None:
         started = False
-        sent = self._sent(headers, attempt)
         try:
             async with self._open().request(method, url, data=raw, headers=sent, allow_redirects=False) as response:
                 kept = [(name, value) for name, value in response.raw_headers if name.lower() not in OWN]
@@ -155,6 +154,28 @@ class Passthrough:
                 skip_auto_headers=("user-agent", "accept"),
             )
         return self._session
+
+
+TRIES = 20
+"""How often draws are asked for that other processes may give back."""
+
+
+async def _take(account: Account, draws: int) -> None:
+    """Take so many draws or none; raises BudgetSpent."""
+    for left in reversed(range(TRIES if account.shared else 1)):
+        granted = await account.take(draws) if account.shared else account.take_draws(draws)
+        if granted == draws:
+            return
+        account.give_back_draws(granted)
+        if not left:
+            raise BudgetSpent("draws", f"{granted} draws are left")
+        await asyncio.sleep(LOOK)
+
+
+def _others(body: dict[str, Any]) -> dict[str, Any]:
+    """What a body holds beside what its prompt is counted by, where it may be text of the prompt."""
+    counted = {"messages", "prompt", "tools", "response_format", "model"}
+    return {name: value for name, value in body.items() if name not in counted and isinstance(value, str | list | dict)}
 
 
 def _draws(body: dict[str, Any], account: Account) -> int:

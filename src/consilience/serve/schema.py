@@ -275,7 +275,8 @@ def read_ask(body: dict[str, Any], chat: bool) -> Ask:
     for name in (*foreign, *INTERNAL):
         if name in body:
             raise bad(f"Unrecognized request argument supplied: {name}", name, "unknown_parameter")
-    if body.get("best_of", 1) != 1:
+    best = body.get("best_of", 1)
+    if isinstance(best, bool) or best != 1:
         raise bad("choosing the best of several is what the policy does: leave 'best_of' out", "best_of")
     tools = body.get("tools")
     return Ask(

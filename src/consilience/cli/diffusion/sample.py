@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,8 @@ def run(
     picture = _is_picture(out)
     if apg and guidance == 1:
         raise InputError("--apg changes how --guidance acts: give a scale, such as --guidance 8")
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance {guidance}: must be a finite number")
     if steps < 1:
         raise InputError(f"steps {steps}: must be at least 1")
     with extra():

@@ -73,14 +73,19 @@ class Request:
         return int(self.params.get("max_tokens", self.params.get("max_completion_tokens", 1024)))
 
     def prompt_bound(self) -> int:
-        """``most_prompt``; else, as no tokenizer makes more tokens than bytes, UTF-8 bytes plus 64 for the template."""
+        """``most_prompt``; else, as no tokenizer makes more tokens than bytes, UTF-8 bytes plus 64 for the template.
+
+        The texts, lists and tables among the parameters are added: some endpoints put them into the prompt.
+        """
+        more = {name: value for name, value in self.params.items() if isinstance(value, str | list | dict)}
+        extra = len(json.dumps(more, ensure_ascii=False).encode()) if more else 0  # functions, suffix, documents, ...
         if self.most_prompt is not None:
-            return self.most_prompt
+            return self.most_prompt + extra
         parts = {"messages": self.messages, "tools": self.tools, "response_format": self.response_format}
         plain = sum(len(m["content"].encode()) for m in self.messages if isinstance(m.get("content"), str))
         if self.tools is None and self.response_format is None and _all_plain(self.messages):
-            return plain + 64
-        return len(json.dumps(parts, ensure_ascii=False).encode()) + 64
+            return plain + 64 + extra
+        return len(json.dumps(parts, ensure_ascii=False).encode()) + 64 + extra
 
 
 def _all_plain(messages: Sequence[Message]) -> bool:
