@@ -36,7 +36,7 @@ class SharedAccount(Account):
         self._granted = self._flushed = self._held = self._expected = Amount()
         self._lock = asyncio.Lock()
         self._last = Exchange(Amount(), Amount(), Amount())
-        self._refused_at = {True: -1.0, False: -1.0}  # a need for draws, one for tokens and money
+        self._refused_at = -1.0
         self._flushing: asyncio.Task[None] | None = None
         self._allow(Amount())
 
@@ -100,12 +100,11 @@ class SharedAccount(Account):
         async with self._lock:
             if self._covers(need):
                 return True
-            kind = need.draws > 0
-            if time.monotonic() - self._refused_at[kind] < LOOK / 2:
+            if time.monotonic() - self._refused_at < LOOK / 2:
                 return False
             done = await self._exchange(need, idle=Amount())
             if done.granted == Amount() and not done.lost:
-                self._refused_at[kind] = time.monotonic()
+                self._refused_at = time.monotonic()
                 if (idle := self._left(Amount())) != Amount():  # too little for this, but others may be as short
                     await self._exchange(Amount(), idle)
                 return False
