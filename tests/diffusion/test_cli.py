@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("diffusers")
-pytest.importorskip("sklearn")
+pytest.importorskip("diffusers", reason="needs the extra diffusion")
+pytest.importorskip("sklearn", reason="needs scikit-learn (extra diffusion) for its digits")
 
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image

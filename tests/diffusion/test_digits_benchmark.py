@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_benchmark_runs_at_a_tiny_size(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn (extra diffusion) for its digits")
     script = ROOT / "benchmarks" / "digits.py"
     flags = ["--count", "16", "--guided", "40", "--guided-evaluations", "4", "--json"]
     flags += ["--plot", str(tmp_path / "plot.png"), "--pictures", str(tmp_path)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("diffusers")
+pytest.importorskip("diffusers", reason="needs the extra diffusion")
 
 torch.set_num_threads(1)
 

@@ -166,7 +166,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs scikit-learn (extra diffusion) for its digits")
     return pictures.read("digits")
 
 
