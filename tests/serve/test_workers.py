@@ -165,17 +165,13 @@ def test_after_kill_9_of_all_nothing_in_the_ledger_is_bought_again(tmp_path: Pat
     flags = ("--workers", "2", "--concurrency", "4")
     with ScriptedServer(**ANSWERS, latency=0.05) as upstream, ThreadPoolExecutor(8) as pool:
         with serving(upstream, tmp_path, postgres_url, *flags) as served:
-
-            def ask(name: str) -> None:
-                with pytest.raises(httpx2.TransportError):
-                    served.ask(again=name)
-
-            asked = [pool.submit(ask, name) for name in names]
+            asked = [pool.submit(served.ask, again=name) for name in names]
             assert eventually(lambda: upstream.counts["draws"] >= 12)
             for pid in (served.process.pid, *served.workers()):
                 os.kill(pid, signal.SIGKILL)
-            for one in asked:
-                one.result()
+            broken = [one.exception() for one in asked]  # a request may be answered before the kill, not all of them
+            assert any(broken)
+            assert all(error is None or isinstance(error, httpx2.TransportError) for error in broken)
             served.process.wait()
         held = kept(postgres_url)
         assert held >= 8
