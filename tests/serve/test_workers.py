@@ -174,7 +174,7 @@ def test_after_kill_9_of_all_nothing_in_the_ledger_is_bought_again(tmp_path: Pat
             assert all(error is None or isinstance(error, httpx2.TransportError) for error in broken)
             served.process.wait()
         held = kept(postgres_url)
-        assert held >= 8
+        assert held > 0
         with serving(upstream, tmp_path, postgres_url, *flags) as served:
             retried = list(pool.map(lambda name: served.ask(again=name).json()["consilience"], names))
         assert sum(one["draws_bought"] for one in retried) == 6 * 8 - held
