@@ -61,7 +61,8 @@ class Denoiser:
 
     ``function(x, t, **cond)`` takes x [batch, ...] and t (0-d or [batch]) and returns its ``prediction``, the shape of
     x. ``cost(t)`` is how many network evaluations a call at time t takes: guidance takes more than one. ``fresh``
-    makes the function anew for a run where it remembers something from step to step.
+    makes the function anew for a run where it remembers something from step to step. With ``two_times`` it is the
+    model of a flow map and takes the condition ``s`` too, where it is to land.
     """
 
     function: Callable[..., Tensor]
@@ -69,6 +70,7 @@ class Denoiser:
     prediction: Prediction = "x0"
     cost: Callable[[float], int] = lambda t: 1
     fresh: Callable[[], Callable[..., Tensor]] | None = None
+    two_times: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -107,9 +109,15 @@ class Denoiser:
         """The same trained model on another process: states are rescaled to the time of equal sigma / alpha."""
         here = self.process
 
+        def own(t: Tensor) -> Tensor:
+            ratio = process.ratio(t)  # infinite in pure noise: the nearest that this model can be asked is t_max
+            return torch.where(torch.isinf(ratio), torch.full_like(t, here.t_max), here.time(ratio))
+
         def moved(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            s = here.time(process.ratio(t))
-            return self.x0(x * expand(_norm(here, s) / _norm(process, t), x), s, **cond)
+            time = own(t)
+            if self.two_times and "s" in cond:
+                cond = cond | {"s": own(cond["s"])}
+            return self.x0(x * expand(_norm(here, time) / _norm(process, t), x), time, **cond)
 
         def cost(t: float) -> int:
             return self.cost(float(here.time(process.ratio(torch.tensor(t, dtype=torch.float64)))))
@@ -117,7 +125,7 @@ class Denoiser:
         def fresh() -> Callable[..., Tensor]:
             return self.run().on(process).function
 
-        return Denoiser(moved, process, "x0", cost, None if self.fresh is None else fresh)
+        return Denoiser(moved, process, "x0", cost, None if self.fresh is None else fresh, self.two_times)
 
 
 def as_time(t: Tensor | float, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from consilience.diffusion import Process, RectifiedFlow
 from consilience.diffusion.consistency import FlowMap, exact_map, pair
 from consilience.diffusion.consistency.objectives.ayf import ayf, guide, normalised
-from consilience.diffusion.consistency.straight import gap, logit_normal_length, mean_flow, straight_time
+from consilience.diffusion.consistency.straight import logit_normal_length, mean_flow, step_size, straight_time
 from consilience.diffusion.guidance import autoguidance
 from consilience.diffusion.processes import expand
 
@@ -57,7 +57,7 @@ def test_its_gradient_is_the_limit_of_consistency_distillation() -> None:
     before = p.x_t - h * teacher.velocity(p.x_t, t)
     with torch.no_grad():
         far = flow(before, t - h, s)
-    consistency = (flow(p.x_t, t, s) - far).square().sum() / (h * float(gap(PROCESS, t, s)))
+    consistency = (flow(p.x_t, t, s) - far).square().sum() / (h * float(step_size(PROCESS, t, s)))
     for a, b in zip(mine, torch.autograd.grad(consistency, list(net.parameters())), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
 

@@ -124,10 +124,11 @@ def test_the_step_to_learn_from_is_a_heun_step_and_the_grid_needs_two_levels() -
     data = teacher.sample(50, generator())
     noise = torch.randn(50, 2, dtype=torch.float64, generator=generator(4))
     x = data + 2 * noise
-    first = (x - teacher.x0(x, 2.0)) / 2
-    guess = x - 1.5 * first
-    second = (guess - teacher.x0(guess, 0.5)) / 0.5
-    heun = x - 0.75 * (first + second)
+    state, tau, low = x / 3, 2 / 3, 1 / 3  # x / (alpha + sigma) and sigma / (alpha + sigma)
+    first = (x - teacher.x0(x, 2.0)) / 2 - teacher.x0(x, 2.0)
+    guess = 1.5 * (state + (low - tau) * first)
+    second = (guess - teacher.x0(guess, 0.5)) / 0.5 - teacher.x0(guess, 0.5)
+    heun = 1.5 * (state + (low - tau) * (first + second) / 2)
     flow = exact_map(teacher)
     expected = (flow.x0(x, 2.0) - flow.x0(heun, 0.5)).square().sum(1).mean()
     p = pair(process, data, torch.full((50,), 2.0).double(), torch.full((50,), 0.5).double(), noise=noise)

@@ -6,21 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from consilience.diffusion import GaussianMixture, Process, RectifiedFlow
+from consilience.diffusion import Process, RectifiedFlow
 from consilience.diffusion.consistency import FlowMap, exact_map, pair
 from consilience.diffusion.consistency.objectives.consistency_fm import consistency_fm, levels
 from consilience.diffusion.consistency.straight import mean_flow, own_time, straight_time
 
-from .exact import MEAN, check_gradient, gaussian, generator
+from .exact import MEAN, check_gradient, gaussian, generator, point
 from .two_times import PROCESSES, TwoTimes, flow_map
 
 PROCESS = RectifiedFlow()
 finite = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
-
-
-def point(process: Process) -> GaussianMixture:
-    """Data that is one point: its flow noise - x0 is constant along the path."""
-    return GaussianMixture(torch.ones(1).double(), MEAN[None], torch.zeros(1, 2, 2).double(), process)
 
 
 @finite

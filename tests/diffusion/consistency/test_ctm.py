@@ -7,8 +7,8 @@ import torch
 
 from consilience.diffusion.consistency.objectives.ctm import ctm, gradient_ratio
 from consilience.diffusion.consistency.objectives.tcd import tcd
-from consilience.diffusion.consistency.objectives.trajectory import heun, times
-from consilience.diffusion.consistency.shared import through
+from consilience.diffusion.consistency.objectives.trajectory import times
+from consilience.diffusion.consistency.shared import teacher_step, through
 from consilience.diffusion.losses import denoising_loss, edm_weight, lognormal_times
 
 from .exact import check_gradient, gaussian, generator
@@ -59,7 +59,7 @@ def test_one_grid_step_to_the_data_is_tcd_with_the_heun_teacher() -> None:
     process = Fixed()
     teacher = gaussian(process)
     soft = ctm(flow(net, process), teacher, DATA, generator(1), grid=grid, longest=1, denoising=0.0)[0]
-    plain = tcd(flow(net, process), teacher, DATA, generator(1), grid=grid, step=heun)[0]
+    plain = tcd(flow(net, process), teacher, DATA, generator(1), grid=grid, step=teacher_step)[0]
     torch.testing.assert_close(soft, plain, rtol=1e-12, atol=1e-14)
 
 

@@ -76,6 +76,8 @@ def test_the_target_average_forgets_slower_with_more_levels() -> None:
     profile = c.TargetAverage(c.sqrt_levels, 100)
     assert profile.beta(1) == pytest.approx(0.95)
     assert profile.beta(101) == pytest.approx(0.95 ** (2 / 151))
+    assert repr(profile) == repr(c.TargetAverage(c.sqrt_levels, 200))  # a run may be asked to go on for more steps
+    assert repr(profile) != repr(c.TargetAverage(c.linear_levels, 100))
     net = Net()
     average = EMA(net, profile)
     with torch.no_grad():
@@ -196,7 +198,7 @@ def test_a_real_run_without_a_boundary_is_recognised() -> None:
 
 def test_a_real_run_without_the_stopped_gradient_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     def both(flow: FlowMap, target: FlowMap | None, p: shared.Pair, clock: Any) -> tuple[Tensor, Tensor]:
-        return shared.endpoint(flow, p.x_t, p.t), shared.endpoint(flow, p.x_s, p.s)
+        return flow.x0(p.x_t, p.t), flow.x0(p.x_s, p.s)
 
     monkeypatch.setattr(module, "ends", both)
     assert "no stop-gradient" in mistakes(run())

@@ -39,17 +39,18 @@ def test_the_weight_is_one_over_the_gap() -> None:
     assert float(loss) == pytest.approx(log["distance"] / 0.001, rel=1e-9)
 
 
-def test_the_loss_is_its_formula() -> None:
-    """c = 0.00054 sqrt(12) for images of 12 values and ends near enough to feel it; same draws."""
+@pytest.mark.parametrize("c", [None, 1e-2])
+def test_the_loss_is_its_formula(c: float | None) -> None:
+    """c = 0.00054 sqrt(12) for images of 12 values and ends near enough to feel it, or as given; same draws."""
     flow = FlowMap(lambda x, t, s: 1e-4 * x / t[:, None, None, None], EDM(), "x0")
     data = torch.randn(16, 3, 2, 2, dtype=torch.float64, generator=generator())
-    loss, _ = ict(flow, None, data, generator(1), levels=11)
+    loss, _ = ict(flow, None, data, generator(1), levels=11, c=c)
     clock, grid = generator(1), karras_levels(EDM(), 11)
     lower = draw(EDM(), grid, 16, clock, -1.1, 2.0)
     noise = torch.randn(data.shape, generator=clock, dtype=torch.float64)
     t, s = grid[lower + 1], grid[lower]
     near, far = (1e-4 * (data / u[:, None, None, None] + noise) for u in (t, s))
-    c = 0.00054 * math.sqrt(12)
+    c = 0.00054 * math.sqrt(12) if c is None else c
     huber = torch.sqrt((near - far).square().sum((1, 2, 3)) + c**2) - c
     torch.testing.assert_close(loss, (huber / (t - s)).mean(), rtol=1e-9, atol=1e-12)
 

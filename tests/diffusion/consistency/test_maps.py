@@ -7,11 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from consilience.diffusion import EDM, GaussianMixture, Process, RectifiedFlow, TrigFlow, VPLinear
+from consilience.diffusion import (
+    EDM,
+    GaussianMixture,
+    Process,
+    RectifiedFlow,
+    TrigFlow,
+    VPCosine,
+    VPLinear,
+    VPTable,
+    solve,
+)
 from consilience.diffusion.consistency import FlowMap, consistency_map, ddim_step, derivative, exact_map
 from consilience.diffusion.consistency.curriculum import boundary_error
 from consilience.diffusion.consistency.maps import angle
-from consilience.diffusion.denoisers import PREDICTIONS
+from consilience.diffusion.denoisers import PREDICTIONS, Denoiser
+from consilience.diffusion.guidance.classifier_free import with_condition
 
 from .exact import COVARIANCE, MEAN, Net, gaussian, generator
 
@@ -37,6 +48,47 @@ def test_any_function_is_the_identity_at_equal_times(process: Process, predictio
     (t,) = times(process, 0.7)
     x = states(process, t)
     torch.testing.assert_close(FlowMap(function, process, prediction)(x, t, t), x, rtol=1e-12, atol=1e-12)
+
+
+DEAD_ENDS = [(process, prediction, 0.0) for process in PROCESSES for prediction in ("x0", "eps", "score")]
+DEAD_ENDS += [(VPTable(torch.linspace(0.999, 0.01, 50)), "x0", 0.0), (VPLinear(), "velocity", 0.0)]
+DEAD_ENDS += [(RectifiedFlow(2.0), prediction, math.inf) for prediction in ("eps", "score")]
+
+
+@pytest.mark.parametrize(("process", "prediction", "ratio"), DEAD_ENDS)
+def test_the_identity_holds_where_the_prediction_says_nothing(process: Process, prediction: Any, ratio: float) -> None:
+    """x0 tells nothing of the noise where there is none, eps nothing of the data in pure noise: equal times are the
+    identity there too, with a finite gradient, of a network that is not finite there; other rows are as without them.
+    """
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        left = process.sigma(t) if ratio == 0 else process.alpha(t)
+        return weight * torch.sin(x) * (torch.log(left) + t - s)[:, None]
+
+    flow = FlowMap(function, process, prediction)
+    t = process.time(torch.tensor([ratio, 0.7, 0.7], dtype=torch.float64))
+    s = torch.stack([t[0], t[1], process.time(torch.tensor(0.1, dtype=torch.float64))])
+    x = torch.randn(3, 2, dtype=torch.float64, generator=generator())
+    found = flow(x, t, s)
+    assert torch.equal(found[0], x[0])
+    torch.testing.assert_close(found[1:], flow(x[1:], t[1:], s[1:]), rtol=0, atol=0)
+    assert bool(found.isfinite().all())
+    (grad,) = torch.autograd.grad(found.sum(), weight)
+    (alone,) = torch.autograd.grad(flow(x[2:], t[2:], s[2:]).sum(), weight)
+    torch.testing.assert_close(grad, alone)
+    _, slope = derivative(lambda y: flow(y, t, s), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(slope[:2], torch.ones(2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), RectifiedFlow(3.0)])
+def test_a_consistency_map_is_finite_in_pure_noise_and_goes_there_in_the_limit(process: Process) -> None:
+    wild = consistency_map(Net(), process, sigma_data=0.5)
+    x = torch.randn(5, 2, dtype=torch.float64, generator=generator())
+    ends = wild.x0(x, 1.0)
+    assert bool(ends.isfinite().all())
+    torch.testing.assert_close(wild.x0(x, 1 - 1e-9), ends, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ends, 0.5 * Net()(x, torch.full((5,), math.log(80) / 4, dtype=torch.float64)))
 
 
 def semigroup_error(flow: FlowMap, ratios: tuple[float, float, float]) -> float:
@@ -161,3 +213,24 @@ def test_the_angle_is_that_of_noise_to_signal(process: Process) -> None:
     torch.testing.assert_close(angle(process, t), expected, rtol=0, atol=1e-9)
     top = torch.tensor(1.0, dtype=torch.float64)
     assert float(angle(RectifiedFlow(), top)) == pytest.approx(math.pi / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("own", [EDM(), VPCosine()], ids=lambda process: type(process).__name__)
+@pytest.mark.parametrize("method", ["chain", "consistency", "auto"])
+def test_a_model_of_two_times_is_told_where_to_land_on_another_process_and_when_wrapped(
+    own: Process, method: str
+) -> None:
+    """Without being told, a chain of jumps would be DDIM steps of another map."""
+    process: Process = VPCosine() if isinstance(own, EDM) else EDM()
+
+    def told(process: Process) -> Denoiser:
+        model = exact_map(gaussian(process))
+        return Denoiser(lambda x, t, s: model.function(x, t, s), process, model.prediction, two_times=True)
+
+    grid = process.time(torch.tensor([20.0, 2.0, 0.3, 0.0], dtype=torch.float64))
+    x = process.prior((8, 2), generator(0), dtype=torch.float64)
+    wanted = solve(told(process), x, grid, method, generator=generator(1)).x
+    for model in (told(own).on(process), with_condition(told(process), {})):
+        assert model.two_times
+        found = solve(model, x, grid, method, generator=generator(1)).x
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)

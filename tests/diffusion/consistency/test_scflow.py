@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from consilience.diffusion import GaussianMixture, Process, RectifiedFlow
+from consilience.diffusion import Process, RectifiedFlow
 from consilience.diffusion.consistency import exact_map, pair
 from consilience.diffusion.consistency.objectives.scflow import (
     discriminator_loss,
@@ -17,14 +17,10 @@ from consilience.diffusion.consistency.objectives.scflow import (
 from consilience.diffusion.consistency.shared import elementwise_huber
 from consilience.diffusion.consistency.straight import own_time
 
-from .exact import MEAN, check_gradient, gaussian, generator
+from .exact import MEAN, check_gradient, gaussian, generator, point
 from .two_times import TwoTimes, flow_map, named
 
 PROCESS = RectifiedFlow()
-
-
-def point(process: Process) -> GaussianMixture:
-    return GaussianMixture(torch.ones(1).double(), MEAN[None], torch.zeros(1, 2, 2).double(), process)
 
 
 @named

@@ -12,10 +12,10 @@ from consilience.diffusion.consistency.objectives.self_distillation import resid
 from consilience.diffusion.consistency.straight import (
     along_end,
     along_path,
-    gap,
     mean_flow,
     own_time,
     pace,
+    step_size,
     straight_time,
     uniform_pair,
 )
@@ -37,7 +37,7 @@ def test_the_straight_time_is_its_own_inverse_and_derivative(process: Process) -
     step = 1e-6 * t
     slope = (straight_time(process, t + step) - straight_time(process, t - step)) / (2 * step)
     torch.testing.assert_close(pace(process, t), slope, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(gap(process, t, t.flip(0)), tau - tau.flip(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(step_size(process, t, t.flip(0)), tau - tau.flip(0), rtol=1e-9, atol=1e-12)
     ends = own_time(process, torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert ends.tolist() == pytest.approx([process.t_min, process.t_max], rel=1e-9)
 
@@ -50,7 +50,7 @@ def test_the_average_flow_is_the_straight_path_between_the_states(process: Proce
     y_t, y_s = (
         x / expand(process.alpha(t) + process.sigma(t), x) for x, t in ((p.x_t, p.t), (flow(p.x_t, p.t, p.s), p.s))
     )
-    torch.testing.assert_close(y_s, y_t - expand(gap(process, p.t, p.s), u) * u, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(y_s, y_t - expand(step_size(process, p.t, p.s), u) * u, rtol=1e-9, atol=1e-9)
     there = mean_flow(flow, {})(p.x_t, p.t, p.t)
     torch.testing.assert_close(there, gaussian(process).predict("flow", p.x_t, p.t), rtol=1e-8, atol=1e-8)
 

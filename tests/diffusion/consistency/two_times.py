@@ -15,7 +15,18 @@ from consilience.diffusion.consistency.shared import Pair
 from consilience.diffusion.consistency.straight import uniform_pair
 from consilience.diffusion.denoisers import Prediction
 
-from .exact import EIGENVALUES, gaussian, generator
+from .exact import EIGENVALUES, gaussian, generator, swapped
+
+__all__ = [
+    "PROCESSES",
+    "TwoTimes",
+    "example",
+    "flow_map",
+    "named",
+    "shrink",
+    "spread_of_flow",
+    "swapped",
+]
 
 PROCESSES: list[Process] = [EDM(), VPLinear(), RectifiedFlow(2.0), TrigFlow()]
 named = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
@@ -48,10 +59,6 @@ def flow_map(net: nn.Module, process: Process | None = None, prediction: Predict
         return found
 
     return FlowMap(function, process, prediction)
-
-
-def swapped(flow: FlowMap) -> FlowMap:
-    return FlowMap(lambda x, t, s, **cond: flow.function(x, s, t, **cond), flow.process, flow.prediction)
 
 
 def example(process: Process, count: int = 64, seed: int = 0) -> Pair:

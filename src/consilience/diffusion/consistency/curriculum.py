@@ -16,12 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consilience.diffusion.consistency.maps import FlowMap
+from consilience.diffusion.consistency.maps import NOISE_TOP, FlowMap
 from consilience.diffusion.grids import karras_grid
 from consilience.diffusion.processes import Process
-
-NOISE_TOP = 80.0
-"""The greatest sigma / alpha that is trained on where the process ends in pure noise: EDM's."""
 
 
 def ratio_range(process: Process) -> tuple[float, float]:
@@ -92,6 +89,11 @@ class TargetAverage:
     steps: int
     s0: int = 2
     mu0: float = 0.95
+
+    def __repr__(self) -> str:
+        """What the trainer holds against a checkpoint's: functions by name, and no steps, of which more may follow."""
+        levels = f"{self.levels.__module__}.{self.levels.__qualname__}"
+        return f"TargetAverage({levels}, {self.s0}, {self.mu0})"
 
     def beta(self, step: int) -> float:
         """The share of the old average that is kept at update ``step``."""

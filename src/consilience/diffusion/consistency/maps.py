@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from consilience.diffusion.denoisers import Denoiser, Prediction, as_time, weights
+from consilience.diffusion.denoisers import Denoiser, Prediction, as_time, convert, weights
 from consilience.diffusion.mixture import GaussianMixture
 from consilience.diffusion.processes import Process, expand
 
 Jvp = Literal["exact", "finite"]
+
+NOISE_TOP = 80.0
+"""The greatest sigma / alpha that is trained on where the process ends in pure noise: EDM's."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ class FlowMap:
     prediction: Prediction = "flow"
 
     def __call__(self, x: Tensor, t: Tensor | float, s: Tensor | float, **cond: Any) -> Tensor:
-        """The state at s of x at t: x itself where s = t."""
+        """The state at s of x at t: x itself where s = t, also where no noise or no signal is left."""
         t, s = as_time(t, x), as_time(s, x)
-        return ddim_step(x, self.function(x, t, s, **cond), t, s, self.process, self.prediction)
+        # there a prediction may say nothing: x0 of the noise where there is none, eps of the data in pure noise
+        still = (t == s) & ((self.process.sigma(t) == 0) | (self.process.alpha(t) == 0))
+        t = torch.where(still, torch.full_like(t, self.process.t_min), t)
+        moved = ddim_step(x, self.function(x, t, s, **cond), t, s, self.process, self.prediction)
+        return torch.where(expand(still, x), x, moved)
 
     def x0(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The data that the map takes x at t to: one evaluation."""
@@ -48,6 +55,35 @@ class FlowMap:
     def denoiser(self) -> Denoiser:
         """The instantaneous model, the prediction at s = t."""
         return Denoiser(lambda x, t, **cond: self.function(x, t, t, **cond), self.process, self.prediction)
+
+    def on(self, process: Process) -> FlowMap:
+        """The same map on another process: states are rescaled to the times of equal sigma / alpha.
+
+        It predicts x0, eps or flow, which are the same on all processes. Where the other process has no signal left
+        and this one always some, the map is asked at its own ``t_max``.
+        """
+        here = self.process
+        want: Prediction = self.prediction if self.prediction in ("x0", "eps", "flow") else "flow"
+        want = "eps" if self.prediction == "score" else want
+
+        def moved(x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+            own_t, own_s = _own_time(here, process, t), _own_time(here, process, s)
+            state = x * expand(_norm(here, own_t) / _norm(process, t), x)
+            value = self.function(state, own_t, own_s, **cond)
+            return convert(value, state, own_t, here, self.prediction, want)
+
+        return FlowMap(moved, process, want)
+
+
+def _own_time(here: Process, process: Process, t: Tensor) -> Tensor:
+    """The time of the process ``here`` at which sigma / alpha is that of the other one at t, infinite or not."""
+    pure = process.alpha(t) == 0
+    found = here.time(process.ratio(torch.where(pure, torch.full_like(t, process.t_min), t)))
+    return torch.where(pure, torch.full_like(t, here.t_max), found)
+
+
+def _norm(process: Process, t: Tensor) -> Tensor:
+    return torch.hypot(process.alpha(t), process.sigma(t))
 
 
 def ddim_step(x: Tensor, value: Tensor, t: Tensor, s: Tensor, process: Process, prediction: Prediction) -> Tensor:
@@ -76,17 +112,19 @@ def consistency_map(
 
     f(x) = c_skip x + c_out F(c_in x) with Song et al.'s c_skip and c_out (arXiv:2303.01469, appendix C), which are 1
     and 0 at sigma / alpha = ``sigma_min`` (by default the process's); there the map ends, and s is not looked at.
+    c_noise is log(sigma / alpha) / 4, at most that of `NOISE_TOP` on a process that ends in pure noise.
     """
-    least = float(process.ratio(torch.tensor(process.t_min, dtype=torch.float64))) if sigma_min is None else sigma_min
+    lowest, highest = process.ratio(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).tolist()
+    least, most = lowest if sigma_min is None else sigma_min, NOISE_TOP if math.isinf(highest) else math.inf
 
     def predict(x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        ratio, alpha = process.ratio(t), expand(process.alpha(t), x)
-        r = expand(ratio, x)
-        total = torch.sqrt(r**2 + sigma_data**2)
-        skip = sigma_data**2 / ((r - least) ** 2 + sigma_data**2)
-        out = sigma_data * (r - least) / total
-        raw = network(x / alpha / total, (ratio.log() / 4).expand(len(x)), **cond)
-        return skip * (x / alpha) + out * raw
+        alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+        above = sigma - least * alpha
+        total = torch.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
+        skip = alpha * sigma_data**2 / (above**2 + (alpha * sigma_data) ** 2)  # c_skip / alpha: 0 in pure noise
+        out = sigma_data * above / total
+        raw = network(x / total, (process.ratio(t).clamp(max=most).log() / 4).expand(len(x)), **cond)
+        return skip * x + out * raw
 
     return FlowMap(predict, process, "x0")
 

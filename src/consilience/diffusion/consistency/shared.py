@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from consilience.diffusion.consistency.maps import FlowMap, same_state
+from consilience.diffusion.consistency.maps import FlowMap, ddim_step, same_state
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import Process, expand
@@ -77,26 +77,30 @@ def pair(
 def teacher_step(teacher: Denoiser, x: Tensor, t: Tensor, s: Tensor, heun: bool = True, **cond: Any) -> Tensor:
     """The state at s of x at t [batch, ...] by one Heun (or Euler) step of the teacher's ODE, without gradient.
 
-    Taken in the ratio sigma / alpha, t and s [batch]; two evaluations, or one.
+    Taken in tau = sigma / (alpha + sigma), where the ODE is regular from pure noise to data, up or down; t and s are
+    [batch]. Euler's is the DDIM step; Heun's takes two evaluations, and is Euler's where s has no noise left. On VE and
+    EDM the papers' Heun step is in sigma itself: of the same order, and here of the larger error.
     """
     process = teacher.process
-    ones = (len(x),) + (1,) * (x.ndim - 1)
-    (a_t, r_t), (a_s, r_s) = ((process.alpha(u).reshape(ones), process.ratio(u).reshape(ones)) for u in (t, s))
-    slope = teacher.eps(x, t, **cond)
-    y = x / a_t + (r_s - r_t) * slope
-    if heun:
-        ending = r_s == 0
-        later = teacher.eps(y * a_s, torch.where(ending.flatten(), t, s), **cond)
-        slope = torch.where(ending, slope, (slope + later) / 2)
-        y = x / a_t + (r_s - r_t) * slope
-    return y * a_s
+    flow = teacher.predict("flow", x, t, **cond)
+    y = ddim_step(x, flow, t, s, process, "flow")
+    if not heun:
+        return y
+    clean = process.sigma(s) == 0
+    later = teacher.predict("flow", torch.where(expand(clean, x), x, y), torch.where(clean, t, s), **cond)
+    return ddim_step(x, (flow + torch.where(expand(clean, x), flow, later)) / 2, t, s, process, "flow")
 
 
 @contextmanager
 def same_dropout(seed: int) -> Iterator[None]:
     """Passes of a network under the same seed here drop the same units; the global generators are left as they were."""
     with same_state():
-        torch.manual_seed(seed)
+        # torch.manual_seed formats the whole traceback where CUDA is not at work: as long as a pass of a small network
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(seed)
+        elif torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
         yield
 
 
@@ -128,13 +132,6 @@ def through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return found
 
 
-def endpoint(model: FlowMap, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-    """The data that the map takes x [batch, ...] at t [batch] to, and x itself where no noise is left in it."""
-    clean = model.process.ratio(t) == 0
-    found = model.x0(x, torch.where(clean, torch.full_like(t, model.process.t_min), t), **cond)
-    return torch.where(expand(clean, x), x, found)
-
-
 def ends(student: FlowMap, target: FlowMap | None, p: Pair, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Where the student takes x_t, and where the target (None: the student) takes x_s: the latter without gradient.
 
@@ -142,9 +139,9 @@ def ends(student: FlowMap, target: FlowMap | None, p: Pair, generator: torch.Gen
     """
     seed = dropout_seed(generator)
     with same_dropout(seed):
-        near = endpoint(student, p.x_t, p.t, **p.cond)
+        near = student.x0(p.x_t, p.t, **p.cond)
     with torch.no_grad(), same_dropout(seed):
-        far = endpoint(student if target is None else target, p.x_s, p.s, **p.cond)
+        far = (student if target is None else target).x0(p.x_s, p.s, **p.cond)
     return near, far
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consilience.diffusion.consistency.maps import FlowMap, Jvp, ddim_step, derivative
+from consilience.diffusion.consistency.maps import FlowMap, Jvp, derivative
 from consilience.diffusion.consistency.shared import Pair
 from consilience.diffusion.denoisers import Denoiser, Prediction, convert
 from consilience.diffusion.processes import Process, expand
@@ -42,7 +42,7 @@ def pace(process: Process, t: Tensor) -> Tensor:
     return (process.sigma_dot(t) * alpha - sigma * process.alpha_dot(t)) / (alpha + sigma) ** 2
 
 
-def gap(process: Process, t: Tensor, s: Tensor) -> Tensor:
+def step_size(process: Process, t: Tensor, s: Tensor) -> Tensor:
     """tau_t - tau_s."""
     (a_t, s_t), (a_s, s_s) = ((process.alpha(u), process.sigma(u)) for u in (t, s))
     return (s_t * a_s - s_s * a_t) / ((a_t + s_t) * (a_s + s_s))
@@ -78,7 +78,7 @@ def along_path(
     moving = (velocity(flow, x, t, model.process), torch.ones_like(t))
     function = mean_flow(model, cond)
     u, slope = derivative(lambda y, time: function(y, time, s), (x, t), moving, jvp)
-    return u, expand(gap(model.process, t, s) / pace(model.process, t), x) * slope
+    return u, expand(step_size(model.process, t, s) / pace(model.process, t), x) * slope
 
 
 def along_end(
@@ -91,7 +91,7 @@ def along_end(
     """
     function = mean_flow(model, cond)
     u, slope = derivative(lambda end: function(x, t, end), (s,), (torch.ones_like(s),), jvp)
-    return u, expand(gap(model.process, t, s) / pace(model.process, s), x) * slope
+    return u, expand(step_size(model.process, t, s) / pace(model.process, s), x) * slope
 
 
 def on(teacher: Denoiser, process: Process) -> Denoiser:
@@ -105,22 +105,6 @@ def path_flow(teacher: Denoiser | None, p: Pair, process: Process) -> Tensor:
         return p.noise - p.x0
     with torch.no_grad():
         return on(teacher, process).predict("flow", p.x_t, p.t, **p.cond)
-
-
-@torch.no_grad()
-def straight_step(teacher: Denoiser, x: Tensor, t: Tensor, s: Tensor, heun: bool = True, **cond: Any) -> Tensor:
-    """The state at s of x at t [batch, ...] by one Heun (or Euler) step in tau, also from pure noise, up or down.
-
-    t and s are [batch]. Where s has no noise left the step is Euler's.
-    """
-    process = teacher.process
-    flow = teacher.predict("flow", x, t, **cond)
-    y = ddim_step(x, flow, t, s, process, "flow")
-    if not heun:
-        return y
-    clean = process.sigma(s) == 0
-    later = teacher.predict("flow", torch.where(expand(clean, x), x, y), torch.where(clean, t, s), **cond)
-    return ddim_step(x, (flow + torch.where(expand(clean, x), flow, later)) / 2, t, s, process, "flow")
 
 
 def uniform_pair(count: int, process: Process, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def ayf(
     AYF-EMD (arXiv:2506.14603, algorithm 1) has g = u - v + ``warmup`` (tau_t - tau_s) du/dtau along the
     teacher's path; AYF-LMD has g = u - (tau_t - tau_s) du/dtau_s - v(f(x_t, t, s), s). v is the teacher's flow, with
     ``weak`` that of autoguidance at scale ``guidance`` (section 3.3); for a range the scale is drawn per sample and the
-    student gets it as the condition ``guidance`` [batch]. ``warmup`` rises from 0, flow matching, to 1 in training;
+    student gets it as the condition ``guidance`` [batch]. ``warmup`` rises from 0, flow matching, to 0.99 in training;
     ``constant`` None leaves g as it is. ``target`` (None: the student)
     gives the part without gradient. Raises ValueError without a teacher or for a warm-up outside [0, 1].
     """

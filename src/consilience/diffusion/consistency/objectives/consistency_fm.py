@@ -6,8 +6,17 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap, ddim_step
-from consilience.diffusion.consistency.shared import Result, dropout_seed, mean, pair, same_dropout, split, squared
-from consilience.diffusion.consistency.straight import mean_flow, on, own_time, straight_step
+from consilience.diffusion.consistency.shared import (
+    Result,
+    dropout_seed,
+    mean,
+    pair,
+    same_dropout,
+    split,
+    squared,
+    teacher_step,
+)
+from consilience.diffusion.consistency.straight import mean_flow, on, own_time
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import expand
@@ -45,7 +54,7 @@ def consistency_fm(
     x_r, x_e, anchors = p.x_s, process.add_noise(p.x0, p.noise, e), low <= anchored
     if teacher is not None:
         source = on(teacher, process)
-        x_r, x_e = (straight_step(source, p.x_t, p.t, lower, **cond) for lower in (p.s, e))
+        x_r, x_e = (teacher_step(source, p.x_t, p.t, lower, **cond) for lower in (p.s, e))
         anchors = low <= end
     known = ((low <= end) | anchors).to(x_r.device)
     seed = dropout_seed(generator)

@@ -12,8 +12,6 @@ from consilience.diffusion.consistency.objectives.trajectory import (
     Route,
     Step,
     device,
-    heun,
-    landed,
     matched,
     onward,
     times,
@@ -26,6 +24,7 @@ from consilience.diffusion.consistency.shared import (
     same_dropout,
     split,
     squared,
+    teacher_step,
     through,
 )
 from consilience.diffusion.denoisers import Denoiser
@@ -41,7 +40,7 @@ def ctm(
     target: FlowMap | None = None,
     grid: Tensor | None = None,
     longest: int = 17,
-    step: Step = heun,
+    step: Step = teacher_step,
     distance: Distance = squared,
     denoising: float = 1.0,
     denoising_times: Times | None = None,
@@ -67,9 +66,9 @@ def ctm(
     s, seed = route.s.to(x0), dropout_seed(generator)
     end = student.process.time(torch.zeros_like(s))
     with same_dropout(seed):
-        near = through(lambda x: landed(held, x, s, end, **p.cond), found)
+        near = through(lambda x: held(x, s, end, **p.cond), found)
     with torch.no_grad(), same_dropout(seed):
-        far = landed(held, wanted, s, end, **p.cond)
+        far = held(wanted, s, end, **p.cond)
     loss, log = compared(student.process, p, near, far, distance)
     if denoising:
         error = denoising_loss(

@@ -20,8 +20,9 @@ from consilience.diffusion.consistency.shared import (
     pair,
     same_dropout,
     split,
+    teacher_step,
 )
-from consilience.diffusion.consistency.straight import on, straight_step
+from consilience.diffusion.consistency.straight import on
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import Process, expand
@@ -124,7 +125,7 @@ def states(
     x0, cond = split(batch)
     t, s, end = part(process, boundary, expert, levels, phases, len(x0), generator)
     p = pair(process, batch, t, s, generator)
-    p = p._replace(x_s=straight_step(on(teacher, process), p.x_t, p.t, p.s, heun=False, **cond))
+    p = p._replace(x_s=teacher_step(on(teacher, process), p.x_t, p.t, p.s, heun=False, **cond))
     return *phase_ends(student, target or student, p, end.to(p.t), dropout_seed(generator)), end.to(p.t)
 
 
@@ -162,10 +163,9 @@ def phase_ends(student: FlowMap, target: FlowMap, p: Pair, end: Tensor, seed: in
     """The student's state at ``end`` [batch] from x_t and the target's, without gradient, from x_s."""
     with same_dropout(seed):
         near = student(p.x_t, p.t, end, **p.cond)
-    there = p.s <= end
     with same_dropout(seed), torch.no_grad():
-        far = target(p.x_s, torch.where(there, p.t, p.s), end, **p.cond)
-    return near, torch.where(expand(there, far), p.x_s, far)
+        far = target(p.x_s, p.s, end, **p.cond)
+    return near, far
 
 
 def coherence(near: Tensor, far: Tensor, frames: int, lag: int) -> Tensor:

@@ -24,23 +24,25 @@ def ict(
     *,
     target: FlowMap | None = None,
     levels: int = 11,
+    c: float | None = None,
     mean: float = -1.1,
     std: float = 2.0,
 ) -> Result:
     """The pseudo-Huber distance between neighbouring levels, over their gap, levels drawn lognormally.
 
-    c = 0.00054 sqrt(d) for d values per sample (equation 7); the weight is 1 / (t_{n+1} - t_n) in sigma / alpha;
-    n has the probability that a normal of ``mean`` and ``std`` gives to log(sigma / alpha) between the two levels
-    (section 3.5). The paper's target is the student itself (None), and its number of levels doubles through the run
-    (`curriculum.doubling_levels`). With a teacher the earlier state is its Heun step, which the paper does not do.
-    Raises ValueError below two levels.
+    ``c`` is by default 0.00054 sqrt(d) for d values per sample (equation 7), for images: far below the distances it
+    makes them lengths, whose minimiser is no mean, which matters in few dimensions. The weight is
+    1 / (t_{n+1} - t_n) in sigma / alpha; n has the probability that a normal of ``mean`` and ``std`` gives to
+    log(sigma / alpha) between the two levels (section 3.5). The paper's target is the student itself (None), and its
+    number of levels doubles through the run (`curriculum.doubling_levels`). With a teacher the earlier state is its
+    Heun step, which the paper does not do. Raises ValueError below two levels.
     """
     grid = karras_levels(student.process, levels)
     x0, _ = split(batch)
     p = neighbours(student, batch, grid, draw(student.process, grid, len(x0), generator, mean, std), generator)
     p = stepped(teacher, p)
     near, far = ends(student, target, p, generator)
-    distance = pseudo_huber(0.00054 * math.sqrt(x0[0].numel()))
+    distance = pseudo_huber(0.00054 * math.sqrt(x0[0].numel()) if c is None else c)
     return compared(student.process, p, near, far, distance, 1 / gap(student.process, p.t, p.s))
 
 

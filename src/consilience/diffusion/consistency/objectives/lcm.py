@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.objectives.trajectory import Route, Step, ddim, hop, matched, times
-from consilience.diffusion.consistency.shared import Distance, Result, compared, pseudo_huber, split
+from consilience.diffusion.consistency.shared import Distance, Result, compared, elementwise_huber, split
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.guidance.classifier_free import extrapolate, with_condition
 from consilience.diffusion.losses import Batch
@@ -37,7 +37,8 @@ def lcm(
     `guidance_embedding`); the teacher's step is by (1 + w) D - w D_null, ``null`` the conditions of its unconditional
     call. t is uniform on the decreasing ``grid`` (1000 steps by default), u ``skip`` steps on; both ends are data
     (algorithm 1; the skipping is section 4.3). Without a teacher it is latent consistency fine-tuning, whose states
-    share datum and noise (algorithm 4). The distance is pseudo-Huber with 0.001. Raises ValueError for a teacher
+    share datum and noise (algorithm 4). The distance is the code's pseudo-Huber of 0.001, value by
+    value. Raises ValueError for a teacher
     without ``null`` and where w is not from low to high.
     """
     if teacher is not None and null is None:
@@ -54,7 +55,7 @@ def lcm(
     if teacher is not None and null is not None:
         teacher = extrapolate(teacher, with_condition(teacher, null), 1 + scale)
     p, found, wanted = matched(student, teacher, batch, generator, route, target=target, step=step, own={"w": scale})
-    return compared(student.process, p, found, wanted, distance or pseudo_huber(1e-3))
+    return compared(student.process, p, found, wanted, distance or elementwise_huber(1e-3))
 
 
 def guidance_embedding(w: Tensor, dim: int = 512) -> Tensor:

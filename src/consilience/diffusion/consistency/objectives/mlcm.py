@@ -30,10 +30,11 @@ def mlcm(
 ) -> Result:
     """Consistency within segments, on states of the teacher's own trajectories: `pcm` without a data set.
 
-    The state at t is where ``rollout`` of the teacher's steps, evenly spaced for each sample, take pure noise
-    (section 4.1); of the batch only shape and conditions are used. ``rollout`` 0 noises the data instead. Guidance is
-    the teacher's. Over a training ``segments`` falls (`progressive`), which makes the segments agree with each
-    other. Raises ValueError without a teacher.
+    The state at t lies on the teacher's own sampling trajectory in ``rollout`` steps from pure noise, which is followed
+    as far as t; of the batch only shape and conditions are used. ``rollout`` 0 noises the data instead. Guidance is
+    the teacher's. Over a training ``segments`` falls (`progressive`), which makes the segments agree with each other.
+    Later versions of the paper add distribution matching, adversarial and preference
+    losses, which are not part of it. Raises ValueError without a teacher.
     """
     if teacher is None:
         raise ValueError("the states come from the teacher's trajectories: mlcm needs a teacher")
@@ -53,12 +54,18 @@ def mlcm(
 def trajectory_state(
     teacher: Denoiser, noise: Tensor, t: Tensor, steps: int, step: Step, cond: dict[str, object] | None = None
 ) -> Tensor:
-    """Where ``steps`` even steps of the teacher from t_max to t [batch] take normal ``noise`` [batch, ...]."""
+    """Where sampling with the teacher in ``steps`` steps (`times`) has brought normal ``noise`` [batch, ...] by t.
+
+    Each sample's last step ends at its t [batch], so that all samples' steps have the lengths that sampling's have.
+    """
     top = torch.full_like(t, teacher.process.t_max)
-    path = tuple(top + (t - top) * (i / steps) for i in range(steps + 1))
+    path = (top, *(torch.maximum(end.to(t), t) for end in times(teacher.process, steps)[1:]))
     return walk(teacher, teacher.process.sigma(top[0]) * noise, path, step, **(cond or {}))
 
 
 def progressive(step: int, steps: int, segments: Sequence[int] = (8, 4, 2)) -> int:
-    """The number of segments at a step of the training, whose equal stages have these numbers of them in turn."""
+    """The number of segments at a step of the training, whose equal stages have these numbers of them in turn.
+
+    A last stage of 1 is the second stage of the paper's later versions, consistency of the whole path without data.
+    """
     return segments[min(max(step, 0) * len(segments) // max(steps, 1), len(segments) - 1)]

@@ -15,14 +15,14 @@ from consilience.diffusion.consistency.shared import (
     Result,
     dropout_seed,
     elementwise_huber,
-    endpoint,
     ends,
     mean,
     pair,
     same_dropout,
     split,
+    teacher_step,
 )
-from consilience.diffusion.consistency.straight import on, own_time, straight_step, straight_time
+from consilience.diffusion.consistency.straight import on, own_time, straight_time
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import Process, expand
@@ -61,8 +61,8 @@ def scflow(
     tau, down, up = levels(len(x0), process, window, generator)
     p = pair(process, batch, own_time(process, tau), own_time(process, down), generator)
     higher = own_time(process, up).to(p.t)
-    below = p._replace(x_s=straight_step(source, p.x_t, p.t, p.s, heun=False, **cond))
-    above = p._replace(s=higher, x_s=straight_step(source, p.x_t, p.t, higher, heun=False, **cond))
+    below = p._replace(x_s=teacher_step(source, p.x_t, p.t, p.s, heun=False, **cond))
+    above = p._replace(s=higher, x_s=teacher_step(source, p.x_t, p.t, higher, heun=False, **cond))
     seed = dropout_seed(generator)
     huber = elementwise_huber(0.01)
     near, far = ends(student, target, below, generator)
@@ -118,4 +118,4 @@ def discriminator_loss(discriminator: Discriminator, real: Tensor, made: Tensor)
 @torch.no_grad()
 def _other_end(student: FlowMap, target: FlowMap | None, p: Pair, seed: int) -> Tensor:
     with same_dropout(seed):
-        return endpoint(target or student, p.x_s, p.s, **p.cond)
+        return (target or student).x0(p.x_s, p.s, **p.cond)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.objectives.trajectory import Route, Step, hop, matched, times
-from consilience.diffusion.consistency.shared import Distance, Result, compared, pseudo_huber, split
+from consilience.diffusion.consistency.shared import Distance, Result, compared, elementwise_huber, split
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import expand
@@ -35,7 +35,7 @@ def scott(
     ``eta`` is the strength of the noise: 0 is the ODE, 1 the reverse SDE, and every value keeps the marginals. t is
     uniform on the decreasing ``grid`` (40 steps by default), u ``skip`` steps on; both ends are data. At the exact map
     the loss is not 0 for eta > 0, as the path leaves the ODE's. ``adversarial(end)`` is the generator's term of a
-    discriminator that the caller trains, added. The distance is pseudo-Huber with 0.001. Raises ValueError without a
+    discriminator that the caller trains, added. The distance is that of `lcm`. Raises ValueError without a
     teacher and for a negative eta.
     """
     if teacher is None:
@@ -50,7 +50,7 @@ def scott(
     path = (*(t + (u - t) * (i / substeps) for i in range(substeps)), u)
     route = Route(path, grid[-1].expand(len(x0)))
     p, found, wanted = matched(student, teacher, batch, generator, route, target=target, step=sde_step(eta, generator))
-    loss, log = compared(student.process, p, found, wanted, distance or pseudo_huber(1e-3))
+    loss, log = compared(student.process, p, found, wanted, distance or elementwise_huber(1e-3))
     if adversarial is not None:
         extra = adversarial(found)
         loss, log = loss + extra, log | {"adversarial": float(extra.detach())}

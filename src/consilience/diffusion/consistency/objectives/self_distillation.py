@@ -22,11 +22,11 @@ from consilience.diffusion.consistency.straight import (
     Intervals,
     along_end,
     along_path,
-    gap,
     mean_flow,
     on,
     own_time,
     path_flow,
+    step_size,
     straight_time,
     uniform_pair,
 )
@@ -134,14 +134,14 @@ def progressive(student: FlowMap, model: FlowMap, p: Pair, generator: torch.Gene
     device = None if generator is None else generator.device
     share = torch.rand(len(p.t), generator=generator, dtype=torch.float64, device=device).to(p.t)
     tau_s = straight_time(process, p.s)
-    middle = torch.minimum(torch.maximum(own_time(process, tau_s + share * gap(process, p.t, p.s)), p.s), p.t)
+    middle = torch.minimum(torch.maximum(own_time(process, tau_s + share * step_size(process, p.t, p.s)), p.s), p.t)
     with same_dropout(seed), torch.no_grad():
         one = mean_flow(model, p.cond)(p.x_t, p.t, middle)
         half = ddim_step(p.x_t, one, p.t, middle, process, "flow")
     with same_dropout(seed), torch.no_grad():
         two = mean_flow(model, p.cond)(half, middle, p.s)
-    whole = gap(process, p.t, p.s)
-    weight = expand(torch.where(whole > 0, gap(process, p.t, middle) / whole, torch.ones_like(whole)), one)
+    whole = step_size(process, p.t, p.s)
+    weight = expand(torch.where(whole > 0, step_size(process, p.t, middle) / whole, torch.ones_like(whole)), one)
     with same_dropout(seed):
         u = mean_flow(student, p.cond)(p.x_t, p.t, p.s)
     return u - (weight * one + (1 - weight) * two)

@@ -15,7 +15,7 @@ from consilience.diffusion.consistency.curriculum import karras_levels
 from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.objectives.cm import neighbours
 from consilience.diffusion.consistency.objectives.ict import draw
-from consilience.diffusion.consistency.shared import Result, cauchy, compared, endpoint, ends, gap, pair, split
+from consilience.diffusion.consistency.shared import Result, cauchy, compared, ends, gap, pair, split
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 
@@ -77,4 +77,4 @@ def early_loss(
     index = torch.randint(max(math.ceil(len(grid) / 4), 1), (len(noise),), generator=generator, device=device)
     t = grid.to(device)[index]
     p = pair(student.process, batch, t, t, generator, noise)
-    return (endpoint(student, p.x_t, p.t, **p.cond) - p.x0).square().mean()
+    return (student.x0(p.x_t, p.t, **p.cond) - p.x0).square().mean()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.objectives.trajectory import Route, Step, ddim, device, hop, matched, times
-from consilience.diffusion.consistency.shared import Distance, Result, compared, pseudo_huber, split
+from consilience.diffusion.consistency.shared import Distance, Result, compared, elementwise_huber, split
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import expand
@@ -38,7 +38,7 @@ def tdd(
     below, no further down than a share ``window`` of the grid from the first, and then moved by up to a share
     ``stray`` of its own towards the end. Where ``null`` is given, a share ``drop`` of the samples has its conditions
     replaced by it for student and teacher alike, so that a student of a guided teacher can be guided anew.
-    The distance is pseudo-Huber with 0.001. Raises ValueError for shares outside [0, 1].
+    The distance is the code's pseudo-Huber of 0.001, value by value. Raises ValueError for shares outside [0, 1].
     """
     if not (0 <= window <= 1 and 0 <= stray <= 1 and 0 <= drop <= 1):
         raise ValueError(f"window, stray and drop must be in [0, 1], got {window}, {stray} and {drop}")
@@ -53,7 +53,7 @@ def tdd(
     if null is not None:
         batch = {"x": x0, **without(cond, null, drop, generator)}
     p, found, wanted = matched(student, teacher, batch, generator, route, target=target, step=step)
-    return compared(student.process, p, found, wanted, distance or pseudo_huber(1e-3))
+    return compared(student.process, p, found, wanted, distance or elementwise_huber(1e-3))
 
 
 def target_steps(steps: int, least: int, most: int) -> Tensor:

@@ -18,14 +18,14 @@ from consilience.diffusion.consistency.shared import (
     same_dropout,
     split,
     squared,
+    teacher_step,
 )
 from consilience.diffusion.consistency.straight import (
     Intervals,
     along_end,
-    gap,
     on,
     own_time,
-    straight_step,
+    step_size,
     straight_time,
     uniform_pair,
 )
@@ -59,7 +59,7 @@ def traflow(
     p = pairs(process, teacher, batch, steps, intervals, generator)
     device = None if generator is None else generator.device
     share = torch.rand(len(p.t), generator=generator, dtype=torch.float64, device=device).to(p.t)
-    middle = own_time(process, straight_time(process, p.s) + share * gap(process, p.t, p.s))
+    middle = own_time(process, straight_time(process, p.s) + share * step_size(process, p.t, p.s))
     x_m = process.add_noise(p.x0, p.noise, middle)
     seed = dropout_seed(generator)
     with same_dropout(seed):
@@ -107,5 +107,5 @@ def output(teacher: Denoiser, noise: Tensor, steps: int, cond: dict[str, Any]) -
     rows = times.to(noise)[:, None].expand(-1, len(noise))
     x = process.sigma(rows[0]).reshape(-1, *(1,) * (noise.ndim - 1)) * noise
     for t, s in itertools.pairwise(rows):
-        x = straight_step(teacher, x, t, s, **cond)
+        x = teacher_step(teacher, x, t, s, **cond)
     return x

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from consilience.diffusion.consistency.maps import FlowMap, ddim_step
+from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.shared import Pair, dropout_seed, pair, same_dropout, teacher_step
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
@@ -36,19 +36,9 @@ def times(process: Process, steps: int) -> Tensor:
     return default_grid(process, steps, top, low)
 
 
-@torch.no_grad()
 def ddim(teacher: Denoiser, x: Tensor, t: Tensor, u: Tensor, **cond: Any) -> Tensor:
-    """One DDIM step of the teacher: Euler in sigma / alpha, from pure noise too; one evaluation."""
-    return ddim_step(x, teacher.function(x, t, **cond), t, u, teacher.process, teacher.prediction)
-
-
-@torch.no_grad()
-def heun(teacher: Denoiser, x: Tensor, t: Tensor, u: Tensor, **cond: Any) -> Tensor:
-    """One Heun step of the teacher, and a DDIM step where x is pure noise, which has no sigma / alpha to step in."""
-    pure = torch.isinf(teacher.process.ratio(t))
-    if not bool(pure.any()):
-        return teacher_step(teacher, x, t, u, **cond)
-    return torch.where(expand(pure, x), ddim(teacher, x, t, u, **cond), teacher_step(teacher, x, t, u, **cond))
+    """`teacher_step` by Euler: one DDIM step of the teacher, one evaluation."""
+    return teacher_step(teacher, x, t, u, heun=False, **cond)
 
 
 @torch.no_grad()
@@ -68,7 +58,7 @@ def matched(
     route: Route,
     *,
     target: FlowMap | None = None,
-    step: Step = heun,
+    step: Step = teacher_step,
     start: Callable[[Pair], Tensor] | None = None,
     own: Mapping[str, Any] | None = None,
 ) -> tuple[Pair, Tensor, Tensor]:
@@ -88,15 +78,8 @@ def matched(
     with same_dropout(seed):
         found = student(p.x_t, p.t, s, **cond)
     with torch.no_grad(), same_dropout(seed):
-        wanted = landed(student if target is None else target, p.x_s, p.s, s, **cond)
+        wanted = (student if target is None else target)(p.x_s, p.s, s, **cond)
     return p, found, wanted
-
-
-def landed(model: FlowMap, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-    """The map from t to s [batch] of x [batch, ...], which is x where it stands at s: also where no noise is left."""
-    there = t <= s
-    safe = torch.full_like(t, model.process.t_max)
-    return torch.where(expand(there, x), x, model(x, torch.where(there, safe, t), s, **cond))
 
 
 def hop(steps: int, count: int, generator: torch.Generator | None, skip: int = 1) -> tuple[Tensor, Tensor]:
