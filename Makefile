@@ -12,8 +12,9 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
-EXTRAS := test,lint,docs,local,diffusion,postgres,serve
+EXTRAS := test,lint,docs,local,diffusion,control,postgres,serve
 PEERS := its_hub[lm]==1.2.0 AdaptiveConsistency==1.0.0 openai
+FEW_STEPS := rectified-flow-pytorch==0.14.0 requests matplotlib
 # the bounds below optillm's own keep pip from trying hundreds of old releases
 OPTILLM := optillm==0.4.0 'transformers>=5.10,<5.13' 'optimum>=2' 'outlines>=1.2.3'
 CLIENTS := openai litellm lm_eval[api] pytest pytest-asyncio
@@ -89,6 +90,14 @@ clean:  ## Remove what was built: site/, demo/, caches (virtual environments sta
 	@$(call environment,.venv-peers)
 	@echo "installing consilience and $(PEERS) into .venv-peers"
 	@.venv-peers/bin/python $(PIP) -c constraints.txt -e '.[serve]' $(PEERS)
+	@touch $@
+
+.venv-few-steps/.ready: $(INPUTS) Makefile
+	@$(call environment,.venv-few-steps)
+	@echo "installing consilience and $(FEW_STEPS) into .venv-few-steps"
+	@.venv-few-steps/bin/python $(PIP) -c constraints.txt $(TORCH)
+	@.venv-few-steps/bin/python $(PIP) -c constraints.txt -e '.[diffusion]' $(FEW_STEPS)
+	@.venv-few-steps/bin/python $(PIP) --no-deps torchvision==0.16.2
 	@touch $@
 
 .venv-optillm/.ready: Makefile

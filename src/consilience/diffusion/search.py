@@ -1,12 +1,12 @@
-"""Evolutionary search over sampling grids: AutoDiffusion's search for the few timesteps that a model samples best with.
+"""AutoDiffusion's evolutionary search for the timesteps, and the blocks of the network, that a model samples best with.
 
-From Li et al., arXiv:2309.10438: candidates are sets of timesteps; the best of each generation are crossed and mutated,
-and how good the samples are is the only signal.
+From Li et al., arXiv:2309.10438: candidates are sets of timesteps, with the blocks that are left out in each; the best
+of each generation are crossed and mutated, and how good the samples are is the only signal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,3 +95,154 @@ def _mutated(inner: np.ndarray, candidates: np.ndarray, rate: float, rng: np.ran
         if len(free):
             changed[i] = rng.choice(free)
     return changed
+
+
+# ------------------------------------------------------------------------------------------------- timesteps and blocks
+
+Skips = tuple[frozenset[str], ...]
+"""The names of the blocks that are left out in each step."""
+
+_Steps = tuple[tuple[float, frozenset[str]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slimmed:
+    """The best grid with the blocks left out at each of its times but the last, and its fitness.
+
+    ``cost`` is in whole evaluations, ``history`` the best fitness after each generation.
+    """
+
+    grid: Tensor
+    skips: Skips
+    cost: float
+    fitness: float
+    history: tuple[float, ...]
+
+
+def autodiffusion_blocks(
+    fitness: Callable[[Tensor, Skips], float],
+    times: Tensor,
+    budget: float,
+    shares: Mapping[str, float],
+    rng: np.random.Generator,
+    *,
+    population: int = 24,
+    generations: int = 16,
+    parents: int = 8,
+    mutation: float = 0.25,
+    most: float = 0.5,
+) -> Slimmed:
+    """The grid and the blocks to leave out for which ``fitness(grid, skips)`` is smallest within a budget.
+
+    ``shares`` says which part of an evaluation each block costs (`blocks.shares`); a run may cost ``budget`` whole
+    evaluations, so that steps with fewer blocks leave room for further steps. As in the authors' code the first stage,
+    a quarter of the generations, searches whole steps alone; then the part of an evaluation that one step may leave out
+    grows generation by generation to ``most``. Other arguments are those of `autodiffusion`. Raises ValueError as it
+    does, for a budget below 1, a ``most`` outside 0 to 1, or fewer than two generations.
+    """
+    if budget < 1 or not 0 <= most < 1 or generations < 2:
+        raise ValueError(
+            f"need budget >= 1, 0 <= most < 1 and 2 generations at least, got {budget}, {most} and {generations}"
+        )
+    whole = min(int(budget), len(times) - 1)
+    first = max(1, generations // 4)
+
+    breeder = _Breeder(times.double().numpy(), budget, dict(shares), rng, mutation)
+    scores: dict[_Steps, float] = {}
+
+    def judge(steps: _Steps) -> float:
+        if steps not in scores:
+            value = float(fitness(breeder.grid(steps), tuple(skip for _, skip in steps)))
+            scores[steps] = value if np.isfinite(value) else np.inf
+        return scores[steps]
+
+    def alone(grid: Tensor) -> float:
+        return judge(tuple((t, frozenset()) for t in grid.tolist()[:-1]))
+
+    found = autodiffusion(
+        alone, times, whole, rng, population=population, generations=first, parents=parents, mutation=mutation
+    )
+    history = list(found.history)
+    for generation in range(generations - first):
+        best = sorted(scores, key=scores.__getitem__)[:parents]
+        allowed = most * min(1.0, (generation + 1) / 5)
+        for i in range(population):
+            mother, father = (best[int(rng.integers(len(best)))] for _ in range(2))
+            judge(breeder.child(mother, father if i % 2 else mother, allowed))
+        history.append(min(scores.values()))
+    winner = min(scores, key=scores.__getitem__)
+    skips = tuple(skip for _, skip in winner)
+    return Slimmed(breeder.grid(winner), skips, breeder.cost(winner), scores[winner], tuple(history))
+
+
+@dataclass(frozen=True, slots=True)
+class _Breeder:
+    """Makes candidates of candidates; every one costs no more than the budget."""
+
+    times: np.ndarray
+    budget: float
+    shares: dict[str, float]
+    rng: np.random.Generator
+    mutation: float
+
+    def grid(self, steps: _Steps) -> Tensor:
+        return torch.tensor([*(t for t, _ in steps), float(self.times[-1])], dtype=torch.float64)
+
+    def cost(self, steps: _Steps) -> float:
+        return sum(1 - self._left_out(skip) for _, skip in steps)
+
+    def child(self, mother: _Steps, father: _Steps, allowed: float) -> _Steps:
+        """One crossed and mutated, then made to fit the budget: by leaving out more, or by another step."""
+        rng = self.rng
+        held = dict(father) | dict(mother) if rng.random() < 0.5 else dict(mother) | dict(father)
+        first = self.times[0]
+        pool = np.array([t for t in held if t != first])
+        count = min(len(pool), int(rng.choice([len(mother), len(father)])) - 1)
+        steps = (
+            {t: held[t] for t in [first, *rng.choice(pool, count, replace=False)]} if count else {first: held[first]}
+        )
+        for t in [t for t in steps if t != first and rng.random() < self.mutation]:
+            steps[self._free(steps)] = steps.pop(t)
+        for t in [t for t in steps if rng.random() < self.mutation]:
+            steps[t] = self._toggled(steps[t], allowed)
+        return tuple((float(t), steps[t]) for t in sorted(self._fitted(steps, allowed), reverse=True))
+
+    def _fitted(self, steps: dict[float, frozenset[str]], allowed: float) -> dict[float, frozenset[str]]:
+        rng = self.rng
+        if len(steps) < len(self.times) - 1 and rng.random() < 0.5:
+            steps[self._free(steps)] = self._thin(allowed)
+        while self.cost(tuple(steps.items())) > self.budget + 1e-9:
+            t = list(steps)[int(rng.integers(len(steps)))]
+            thinner = self._more(steps[t], allowed)
+            if thinner is not None and rng.random() < 0.8:
+                steps[t] = thinner
+            elif len(steps) > 1 and t != self.times[0]:
+                del steps[t]
+        return steps
+
+    def _free(self, steps: Mapping[float, frozenset[str]]) -> float:
+        """A time that is not in use, of those between the ends; one in use where there is none."""
+        inner = self.times[1:-1]
+        free = inner[~np.isin(inner, list(steps))]
+        return float(self.rng.choice(free if len(free) else inner))
+
+    def _left_out(self, skip: frozenset[str]) -> float:
+        return sum(self.shares[name] for name in skip)
+
+    def _more(self, skip: frozenset[str], allowed: float) -> frozenset[str] | None:
+        """One block more left out, where that is allowed."""
+        room = [name for name in self.shares if name not in skip and self._left_out(skip | {name}) <= allowed + 1e-9]
+        return skip | {str(self.rng.choice(room))} if room else None
+
+    def _thin(self, allowed: float) -> frozenset[str]:
+        """Blocks to leave out, of a random number."""
+        skip: frozenset[str] = frozenset()
+        for _ in range(int(self.rng.integers(len(self.shares) + 1))):
+            skip = self._more(skip, allowed) or skip
+        return skip
+
+    def _toggled(self, skip: frozenset[str], allowed: float) -> frozenset[str]:
+        """A block back in, or another one out."""
+        if skip and self.rng.random() < 0.5:
+            return skip - {str(self.rng.choice(sorted(skip)))}
+        return self._more(skip, allowed) or skip

@@ -1,0 +1,1 @@
+"""What few-step models are used for besides pictures: control, speech, detection; small, on the same code."""
