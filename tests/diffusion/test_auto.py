@@ -8,8 +8,19 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+from scipy.special import gamma
 
-from consilience.diffusion import EDM, GaussianMixture, RectifiedFlow, VPLinear, karras_grid, on_process, solve
+from consilience.diffusion import (
+    EDM,
+    Denoiser,
+    GaussianMixture,
+    RectifiedFlow,
+    VPLinear,
+    exponential_grid,
+    karras_grid,
+    on_process,
+    solve,
+)
 from consilience.diffusion.solvers import auto
 from consilience.diffusion.solvers.multistep import Adams, Soft
 
@@ -72,8 +83,10 @@ def test_a_grid_is_kept_and_its_steps_bound_the_order(mixture):
         assert f"order {order}" in solution.why
 
 
-def test_corrections_of_a_step_sum_to_zero_so_that_a_constant_slope_is_exact():
-    for count, fit in auto.fits().items():
+@pytest.mark.parametrize("start", [None, auto.EDM_START], ids=["any start", "from 80"])
+def test_corrections_of_a_step_sum_to_zero_so_that_a_constant_slope_is_exact(start):
+    assert auto.fits(start)
+    for count, fit in auto.fits(start).items():
         assert len(fit["corrections"]) == count
         for i, row in enumerate(fit["corrections"]):
             assert len(row) <= i + 1
@@ -130,3 +143,31 @@ def test_the_soft_logarithm_and_its_inverse_at_both_ends():
 def test_the_file_of_fits_is_plain_json():
     text = files("consilience.diffusion.solvers").joinpath("auto.json").read_text(encoding="utf-8")
     assert {"2", "5", "9", "17", "33"} <= set(json.loads(text))
+
+
+def test_a_fit_for_the_start_of_edm_serves_starts_near_it_alone():
+    for top in (40.0, 80.0, 157.0):
+        assert auto.nearest(33, top) == (auto.fits(80.0)[33], 33)
+    for top in (14.6, 39.0, 161.0, math.inf):
+        assert auto.nearest(33, top) == (auto.fits()[33], 33)
+    assert auto.nearest(9, 80.0) == (auto.fits()[9], 9)  # no fit for 80 alone at this count
+    assert "80 alone" in auto.choose(EDM(), 33, 80.0, 0.002).why
+    assert "alone" not in auto.choose(RectifiedFlow(), 33, math.inf, 0.002).why
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [0.03, 0.1, 0.3])
+def test_a_prediction_that_keeps_changing_on_the_scale_of_log_sigma_is_followed(rate, scale):
+    """Networks told log sigma do so. The integral of sin(rate log sigma) exp(-sigma / scale) is a gamma function.
+
+    The bound is what a run that ends at EDM's smallest sigma, .002, may lose, as the prediction is at most 1.
+    """
+
+    def wave(_x, t):
+        return (torch.sin(rate * torch.log(t)) * torch.exp(-t / scale)).expand(1, 1)
+
+    power = 1 + 1j * rate
+    integral = float((scale**power * gamma(power)).imag)
+    model, x = Denoiser(wave, EDM(), "eps"), torch.full((1, 1), integral, dtype=torch.float64)
+    assert abs(float(solve(model, x, exponential_grid(1000, 1e-6, 80.0), "ab4").x)) < 1e-5
+    assert abs(float(solve(model, x, 33).x)) < 0.002

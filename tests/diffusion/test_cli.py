@@ -198,6 +198,38 @@ def test_what_cannot_be_is_said_and_leaves_nothing(command, tmp_path, flags, sai
     assert os.listdir(tmp_path) == []
 
 
+def test_a_count_that_no_memory_holds_is_refused_before_anything_is_made(command, tmp_path):
+    for count in (10**12, 10**17):
+        code, out, err = command("sample", "--count", count)
+        assert (code, out) == (2, "")
+        assert f"error: count {count}: so many images take " in err
+        assert "draw fewer at a time" in err
+        assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_evaluations_that_carry_no_step_of_heun_are_said(command):
+    code, out, err = command("sample", "--steps", 2, "--count", 2, "--method", "flow-heun", "--json")
+    assert (code, json.loads(out)["nfe"]) == (0, 1)
+    assert "warning: flow-heun: no step here takes its 2 evaluations" in err
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_every_file_has_the_permissions_that_the_umask_leaves(command, tmp_path, quick, umask):
+    before = os.umask(umask)
+    try:
+        assert command("sample", "--steps", 2, "--count", 4, "--out", "drawn")[0] == 0
+        assert command("train", *TINY, "--out", "run")[0] == 0
+        assert command("measure", "--steps", 1, "--methods", "auto", "--count", 8, "--out", "found")[0] == 0
+    finally:
+        os.umask(before)
+    written = ("drawn", "run/unet", "run/scheduler", "found")
+    for file in (file for place in written for file in (tmp_path / place).iterdir()):
+        if file.name != "classifier.npz":  # written by consilience.record
+            assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+    assert {(tmp_path / place).stat().st_mode & 0o777 for place in written} == {0o777 & ~umask}
+
+
 def test_a_folder_that_is_no_image_model_is_named(command, stock, tmp_path):
     import shutil
 
@@ -334,6 +366,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(command, tmp_path, monkeypa
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_run_that_goes_on_or_is_done_says_so(command):
+    assert "done before" not in command("train", *TINY, "--out", "run")[2]
+    code, _, err = command("train", *TINY, "--out", "run")
+    assert code == 0
+    assert "run/run: 6 steps done before, nothing left to do; ask for more steps to go on" in err
+    code, _, err = command("train", *TINY, "--out", "run", "--steps", 9)
+    assert code == 0
+    assert "run/run: 6 steps done before, 3 to go" in err
+
+
 def test_settings_come_from_a_file_and_flags_win(command, tmp_path):
     (tmp_path / "a.toml").write_text('width = 8\nbatch = 8\nsteps = 3\nprocess = "vp"\nout = "run"\nlr = 1\n')
     assert command("train", "a.toml", "--steps", 2, "--lr", 0.01)[0] == 0
@@ -425,6 +467,18 @@ def test_measure_writes_table_and_plot_and_keeps_its_classifier(command, tmp_pat
     assert code == 0
     assert "auto" in out
     assert "data" in out
+
+
+def test_a_count_that_is_cut_or_small_is_said(command, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("consilience.cli.diffusion.measure.FEW", 20)
+    x, labels = digits()
+    np.savez(tmp_path / "some.npz", images=x.numpy()[:60], labels=labels.numpy()[:60])
+    flags = ("measure", "--steps", 2, "--methods", "auto", "--reference", "some.npz", "--json", "--count")
+    for count, used, cut, few in ((500, 30, True, False), (30, 30, False, False), (19, 19, False, True)):
+        code, out, err = command(*flags, count)
+        assert (code, json.loads(out)["count"]) == (0, used)
+        assert ("warning: some.npz: half of the data are 30 images, so 30 are drawn, not 500" in err) == cut
+        assert ("below about 20 the distances are mostly chance" in err) == few
 
 
 @pytest.mark.parametrize(

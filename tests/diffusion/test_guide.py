@@ -15,9 +15,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 PAGES = {
     name: (ROOT / "docs" / "guide" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("diffusion", "diffusion-cli")
+    for name in ("diffusion", "diffusion-cli", "diffusion-few-steps")
 }
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGES["diffusion"], re.DOTALL | re.MULTILINE)
+EXAMPLES, FEW_STEPS = (
+    re.findall(r"^```python\n(.*?)^```", PAGES[name], re.DOTALL | re.MULTILINE)
+    for name in ("diffusion", "diffusion-few-steps")
+)
 
 NUMBER = r"\d\.\de-\d\d"
 SHOWN = (
@@ -37,6 +40,23 @@ def test_an_example_prints_what_it_says(capsys, number):
 
 def test_there_is_no_example_beside_these():
     assert len(EXAMPLES) == len(SHOWN)
+    assert len(FEW_STEPS) == 2
+
+
+@pytest.mark.slow
+def test_the_few_step_example_learns_the_circle(capsys):
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(compile(FEW_STEPS[0], "guide", "exec"), names)
+    radius = names["samples"].norm(dim=1)
+    assert abs(float(radius.mean()) - 1) < 0.1
+    assert float(radius.std()) < 0.3
+    assert capsys.readouterr().out == "[]\n"
+
+
+def test_the_editing_example_keeps_what_is_known(capsys):
+    exec(compile(FEW_STEPS[1], "guide", "exec"), {})
+    assert float(capsys.readouterr().out.removeprefix("tensor(").removesuffix(")\n")) < 1e-5
 
 
 def test_the_pipeline_and_solve_draw_the_same_images():
@@ -50,7 +70,7 @@ def test_the_pipeline_and_solve_draw_the_same_images():
     )
 
 
-@pytest.mark.parametrize("name", ["sample", "train", "measure"])
+@pytest.mark.parametrize("name", ["sample", "train", "distill", "measure"])
 def test_the_flags_in_the_guide_are_the_commands_own(name):
     import typer
 

@@ -24,8 +24,10 @@ from diffusers import (
 )
 
 from consilience.diffusion import EDM, METHODS, GaussianMixture, RectifiedFlow, VPTable, solve
+from consilience.diffusion.digits import network
 from consilience.diffusion.huggingface import as_scheduler, from_diffusers, trained_on
 from consilience.diffusion.scheduler import ConsilienceScheduler
+from consilience.diffusion.two_times import TwoTimeUNet2DModel
 
 torch.set_num_threads(1)
 diffusers.utils.logging.disable_progress_bar()
@@ -354,3 +356,16 @@ def test_what_is_not_known_is_an_error_that_says_so():
     scheduler.step(x, scheduler.timesteps[0], x)
     with pytest.raises(ValueError, match="finished"):
         scheduler.step(x, scheduler.timesteps[0], x)
+
+
+def test_a_network_of_two_times_that_is_not_told_where_to_land_is_asked_at_the_time_itself():
+    torch.manual_seed(0)
+    net = TwoTimeUNet2DModel.of(network(classes=None, width=8)).eval()
+    for part in net.time_embedding.second.parameters():  # it begins at zero
+        torch.nn.init.normal_(part, std=0.3)
+    scheduler = as_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(), "chain")
+    scheduler.register_to_config(two_times=True)
+    model, x, t = from_diffusers(net, scheduler), torch.randn(2, 1, 8, 8), torch.tensor(0.6)
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict("flow", x, t), model.predict("flow", x, t, s=t))
+        assert not torch.allclose(model.predict("flow", x, t), model.predict("flow", x, t, s=0 * t), atol=1e-3)

@@ -152,7 +152,6 @@ def test_moved_to_another_process_the_data_stay() -> None:
         (WEIGHTS, MEANS, COVARIANCES[:, :2], "got shapes"),
         (2 * WEIGHTS, MEANS, COVARIANCES, "sum to 1"),
         (torch.tensor([1.5, -0.3, -0.2], dtype=torch.float64), MEANS, COVARIANCES, "positive"),
-        (WEIGHTS.float(), MEANS, COVARIANCES, "one floating dtype"),
         (WEIGHTS, MEANS, -COVARIANCES, "semidefinite"),
         (WEIGHTS, MEANS, COVARIANCES + torch.arange(9.0, dtype=torch.float64).reshape(3, 3), "symmetric"),
     ],
@@ -167,3 +166,52 @@ def test_what_is_no_mixture_is_refused(
 def test_a_process_of_other_than_normal_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="normal noise"):
         mixture(PFGMPP(dim=3))
+
+
+def test_float32_float64_and_lists_work_together_to_float32s_rounding() -> None:
+    wide = mixture(EDM())
+    mixed = GaussianMixture(WEIGHTS.float(), MEANS, COVARIANCES.float(), EDM())
+    listed = GaussianMixture(WEIGHTS.tolist(), MEANS.numpy(), COVARIANCES.tolist(), EDM())  # type: ignore[arg-type]
+    assert (mixed.means.dtype, listed.means.dtype) == (torch.float64, torch.float64)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    for model in (wide, mixed, listed):
+        for value in (model.x0(x, 0.7), model.score(x, 0.7), model.log_density(x, 0.7), model.responsibilities(x, 0.7)):
+            assert value.dtype == torch.float32
+        torch.testing.assert_close(model.x0(x, 0.7), wide.x0(x.double(), 0.7).float(), rtol=1e-5, atol=1e-6)
+    narrow = GaussianMixture(WEIGHTS.float(), MEANS.float(), COVARIANCES.float(), EDM())
+    assert narrow.x0(x.double(), 0.7).dtype == torch.float64
+    torch.testing.assert_close(narrow.x0(x.double(), 0.7), wide.x0(x.double(), 0.7), rtol=1e-4, atol=1e-5)
+    whole = GaussianMixture(torch.tensor([1]), torch.tensor([[0, 1]]), torch.eye(2, dtype=torch.long)[None])
+    assert whole.x0(torch.tensor([[1, 1]]), 1.0).tolist() == [[0.5, 1.0]]  # halfway between the mean and x
+    half = GaussianMixture(WEIGHTS.half(), MEANS.half(), COVARIANCES.half(), EDM())
+    torch.testing.assert_close(half.x0(x, 0.7), wide.x0(x, 0.7), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"weights": "equal"}, "weights: expected numbers"),
+        ({"means": [[1.0, 2.0], [3.0]]}, "means: expected numbers"),
+        ({"means": MEANS * 1j}, "means: expected real numbers"),
+        ({"weights": torch.tensor([0.5, 0.5])}, r"need weights \[K\]"),
+        ({"weights": torch.tensor([0.5, 0.3, float("nan")])}, "finite"),
+        ({"covariances": COVARIANCES * float("inf")}, "finite"),
+        ({"weights": torch.tensor([0.5, 0.5, 0.5])}, "sum to 1"),
+        ({"weights": [], "means": torch.zeros(0, 2), "covariances": torch.zeros(0, 2, 2)}, "weights must be positive"),
+    ],
+)
+def test_what_is_no_mixture_is_said(parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        GaussianMixture(**({"weights": WEIGHTS, "means": MEANS, "covariances": COVARIANCES} | parts))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 2), (4, 3, 2), (4, 1)])
+def test_states_that_do_not_fit_are_named_by_shape(shape: tuple[int, ...]) -> None:
+    model, x = mixture(EDM()), torch.zeros(shape)
+    for call in (model.log_density, model.responsibilities, model.x0, lambda x, t: model.ode_map(x, t, 0.0)):
+        with pytest.raises(ValueError, match=r"states have 3 values each, \[batch, 3\]; got shape"):
+            call(x, 1.0)
+    with pytest.raises(ValueError, match="one for each of 4 states"):
+        model.x0(torch.zeros(4, 3), torch.ones(3))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        model.sample(0)

@@ -115,11 +115,13 @@ def test_an_array_that_cannot_be_used_is_named(tmp_path, content, said):
 
 def test_what_is_no_data_is_said(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
+    (tmp_path / "b.npz").write_bytes(b"nothing")
     (tmp_path / "a.pt").write_bytes(b"nothing")
     (tmp_path / "a.csv").write_text("1,2")
     for name, said in (
-        ("a.npz", "cannot be read"),
-        ("a.pt", "cannot be read"),
+        ("a.npz", r"cannot be read \(BadZipFile\); expected arrays alone, as numpy.savez writes them"),
+        ("b.npz", r"cannot be read \(ValueError\); expected arrays alone, as numpy.savez"),
+        ("a.pt", r"cannot be read \(UnpicklingError\); expected arrays alone, as torch.save"),
         ("a.csv", "expected a folder of images"),
     ):
         with pytest.raises(InputError, match=said):
@@ -171,7 +173,7 @@ def digits():
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-def test_the_classifier_is_scikit_learns_and_a_damaged_cache_is_made_anew(digits, tmp_path):
+def test_the_classifier_is_scikit_learns_and_a_damaged_or_old_cache_is_made_anew(digits, tmp_path, monkeypatch):
     from sklearn.neural_network import MLPClassifier
 
     from consilience.diffusion.quality import classifier
@@ -181,11 +183,18 @@ def test_the_classifier_is_scikit_learns_and_a_damaged_cache_is_made_anew(digits
     own = MLPClassifier((64, 16), alpha=1e-2, max_iter=100, random_state=0)
     expected = own.fit(few.x.flatten(1).numpy(), few.labels.numpy()).predict_proba(digits.x.flatten(1).numpy())
     np.testing.assert_allclose(made.probabilities(digits.x), expected, atol=1e-5)
-    np.testing.assert_allclose(made.features(few.x).std(0)[made.scale > 1e-5], 1, rtol=1e-6)
+    spread = made.features(few.x).std(0)
+    alive = spread > 1e-5
+    np.testing.assert_allclose(spread[alive], 1, rtol=1e-6)
+    np.testing.assert_allclose(made.scale[~alive], np.median(made.scale[alive]))  # unlit ones
     again = classifier(few, tmp_path / "kept.npz")
     torch.testing.assert_close(again.probabilities(digits.x), made.probabilities(digits.x))
     (tmp_path / "kept.npz").write_bytes(b"PK nothing")
     torch.testing.assert_close(classifier(few, tmp_path / "kept.npz").scale, made.scale)
+    kept = (tmp_path / "kept.npz").read_bytes()
+    monkeypatch.setattr("consilience.diffusion.quality.FEATURES", b"of another version")
+    classifier(few, tmp_path / "kept.npz")
+    assert (tmp_path / "kept.npz").read_bytes() != kept
 
 
 def test_quality_sees_noise_missing_classes_and_blends(digits):

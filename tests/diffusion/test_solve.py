@@ -148,7 +148,26 @@ def test_orders_that_the_steps_cannot_carry_are_capped_with_a_warning():
         warnings.simplefilter("error")
         torch.testing.assert_close(solve(model, x, 2, "ab2").x, capped.x)
         solve(model, x, 4, "ab4")
-        solve(model, x, 4, "flow-rk4")
+        solve(model, x, 7, "flow-rk4")
+
+
+@pytest.mark.parametrize(("name", "few", "enough"), [("heun", 2, 3), ("flow-heun", 2, 3), ("flow-rk4", 4, 7)])
+def test_evaluations_that_carry_no_whole_step_are_said(name, few, enough):
+    """They are Euler's method, or one step of the rule for the last step, and were that without a word."""
+    model, x = two().on(EDM()), 80 * noise(2)
+    for n in range(METHODS[name].evaluations_per_step - METHODS[name].evaluations_saved, few + 1):
+        with pytest.warns(UserWarning, match=f"{name}: no step here takes its .* at a lower order"):
+            found = solve(model, x, n, name)
+        if name == "heun":
+            torch.testing.assert_close(found.x, solve(model, x, 1, "euler").x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(model, x, enough, name)
+        solve(model, x, 2, "flow-midpoint")  # its last step is like the others
+    noise_alone = two().on(RectifiedFlow())
+    if name == "heun":  # leaves pure noise by one evaluation
+        with pytest.warns(UserWarning, match="the first from pure noise"):
+            assert solve(noise_alone, noise(2), 4, name).nfe == 2
 
 
 def test_the_trajectory_ends_in_the_sample_and_every_step_is_told():

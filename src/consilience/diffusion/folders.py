@@ -15,7 +15,8 @@ from consilience.errors import InputError
 def filling(folder: Path) -> Iterator[Path]:
     """A folder beside ``folder`` to write to; when the block ends well, all that is in it is moved there.
 
-    Files and folders of the same names are replaced, others stay. Raises InputError where it cannot be written.
+    Files and folders of the same names are replaced, others stay. Files get the permissions that the umask leaves,
+    also where a library made them private. Raises InputError where it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, expected a folder")
@@ -25,9 +26,14 @@ def filling(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
-        yield beside
+        made = beside / "made"
+        made.mkdir()
+        yield made
+        usual = made.stat().st_mode & 0o666
+        for file in filter(Path.is_file, made.rglob("*")):
+            file.chmod(usual)
         folder.mkdir(exist_ok=True)
-        for part in sorted(beside.iterdir()):
+        for part in sorted(made.iterdir()):
             _move(part, folder / part.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

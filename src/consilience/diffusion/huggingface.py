@@ -7,7 +7,8 @@ configuration, so that `from_diffusers` and `as_scheduler` agree about it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ _PREDICTIONS: dict[str, Prediction] = {
     "flow_prediction": "flow",
 }
 _UNKNOWN = ("ScoreSdeVe", "ScoreSdeVp", "KarrasVe", "VQDiffusion", "Amused", "UnCLIP", "RePaint", "CMStochastic")
+
+
+ANGLE = 16.0
+"""What the angle of the second time is multiplied by for a network of two times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,17 @@ class Trained:
         if isinstance(self.process, RectifiedFlow):
             return self.process.sigma(t) * self.steps
         return torch.log(t) / 4
+
+    def timesteps(self, t: Tensor, s: Tensor | None, count: int) -> Tensor:
+        """The network's time input for ``count`` samples at t (0-d or [count]), [count]; with s both, [2, count].
+
+        The second row is the angle arctan(sigma / alpha) at s, 0 at the data whatever the process, times `ANGLE`.
+        """
+        first = self.timestep(t).expand(count)
+        if s is None:
+            return first
+        angle = torch.atan2(self.process.sigma(s), self.process.alpha(s)).clamp(min=0)
+        return torch.stack([first, (ANGLE * angle).to(first).expand(count)])
 
     def time(self, timestep: Tensor) -> Tensor:
         """The process's time for the network's time input."""
@@ -123,16 +139,18 @@ def from_diffusers(
     config = dict(getattr(scheduler, "config", scheduler))
     name = config.get("_class_name") or type(scheduler).__name__
     trained = trained_on(config, name)
-    ask = call or _call
+    ask, two_times = call or _call, bool(config.get("two_times"))
 
-    def predict(x: Tensor, t: Tensor, **more: Any) -> Tensor:
-        timestep = trained.timestep(t).expand(x.shape[0])
+    def predict(x: Tensor, t: Tensor, s: Tensor | None = None, **more: Any) -> Tensor:
+        if two_times and s is None:  # what a denoiser is asked for is the prediction at the time itself
+            s = t
+        timestep = trained.timesteps(t, s, x.shape[0])
         raw = ask(model, trained.scaled(x, t), timestep, **(cond | more))
         if raw.ndim == x.ndim and raw.shape[1] == 2 * x.shape[1]:
             raw = raw[:, : x.shape[1]]
         return trained.output(raw, x, t)
 
-    return Denoiser(predict, trained.process, trained.prediction)
+    return Denoiser(predict, trained.process, trained.prediction, two_times=two_times)
 
 
 def _call(model: torch.nn.Module, x: Tensor, timestep: Tensor, **cond: Any) -> Tensor:
@@ -151,6 +169,32 @@ def as_scheduler(scheduler: Any, method: str = "auto") -> Any:
 
     config = dict(getattr(scheduler, "config", scheduler))
     return ConsilienceScheduler.of(config, config.get("_class_name") or type(scheduler).__name__, method)
+
+
+def grid_of(config: Any, process: Process, method: str, count: int) -> Tensor | int:
+    """The grid that a scheduler's configuration has for ``count`` evaluations of its own method, or else the count.
+
+    ``levels`` there are the values of sigma / alpha between pure noise and data, by number of evaluations. Warns where
+    a model that was trained in phases (of one time, sampled by a chain) is asked for another number.
+    """
+    known = config.get("levels") or {}
+    if method != config.get("method"):
+        return count
+    if known and str(count) not in known and method == "chain" and not config.get("two_times"):
+        warnings.warn(
+            f"this model was trained in phases and is sampled in {', '.join(known)} evaluations, not in {count}: "
+            "it lands where a phase ends, and these steps go past it",
+            UserWarning,
+            stacklevel=2,
+        )
+    levels = known.get(str(count))
+    return count if levels is None else grid_at(process, levels)
+
+
+def grid_at(process: Process, levels: Sequence[float]) -> Tensor:
+    """The times from t_max through those of sigma / alpha = ``levels``, decreasing, to no noise, in float64."""
+    top = torch.tensor([process.t_max], dtype=torch.float64)
+    return torch.cat([top, process.time(torch.tensor([*levels, 0.0], dtype=torch.float64))])
 
 
 def start_scale(process: Process, t: float) -> float:

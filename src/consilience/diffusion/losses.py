@@ -111,7 +111,7 @@ def cfg_aligned_loss(
     A share ``drop`` of the samples trains the unconditional prediction alone, as in classifier-free training; ``null``
     is the condition it is called with. At w = (0, 0) it is `denoising_loss` with dropped conditions. Sampling with
     scale 1 + w then reproduces the data rather than a sharpened version. Raises ValueError unless 0 <= drop <= 1 and
-    w[0] <= w[1]. Source: Patel et al. 2023, arXiv:2311.00938.
+    w[0] <= w[1]. Source: Patel et al. 2023, arXiv:2311.00938, of which we have the description, not the equation.
     """
     if not 0 <= drop <= 1 or not w[0] <= w[1]:
         raise ValueError(f"need 0 <= drop <= 1 and w from low to high, got {drop} and {w}")

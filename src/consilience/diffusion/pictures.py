@@ -103,7 +103,12 @@ def _arrays(path: Path) -> tuple[Tensor, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
             held = {"images": found} if isinstance(found, Tensor) else dict(found)
     except Exception as error:  # zipfile, pickle and torch raise many kinds for a damaged file
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0] if str(error) else error!r})") from error
+        # their texts are left out: they advise to read the file in a way that runs code in it
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        writer = "numpy.savez" if path.suffix == ".npz" else "torch.save"
+        raise InputError(
+            f"{path}: cannot be read ({reason}); expected arrays alone, as {writer} writes them"
+        ) from error
     if not isinstance(held.get("images"), Tensor):
         raise InputError(f"{path}: no array `images` in it; there are: {', '.join(map(str, held)) or 'none'}")
     return held["images"], held.get("labels")

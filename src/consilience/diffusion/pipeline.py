@@ -13,15 +13,17 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+import consilience.diffusion.scheduler  # noqa: F401 - diffusers loads parts only from modules that were imported
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.guidance import classifier_free
-from consilience.diffusion.huggingface import as_scheduler, from_diffusers
+from consilience.diffusion.huggingface import as_scheduler, from_diffusers, grid_of
 from consilience.diffusion.solve import solve
+from consilience.diffusion.two_times import TwoTimeUNet2DModel
 from consilience.errors import InputError
 
-_NETWORKS: dict[str, tuple[str, Any]] = {
-    "unet": ("UNet2DModel", UNet2DModel),
-    "transformer": ("DiTTransformer2DModel", DiTTransformer2DModel),
+_NETWORKS: dict[str, dict[str, Any]] = {
+    "unet": {"UNet2DModel": UNet2DModel, "TwoTimeUNet2DModel": TwoTimeUNet2DModel},
+    "transformer": {"DiTTransformer2DModel": DiTTransformer2DModel},
 }
 
 
@@ -29,8 +31,9 @@ class ImagePipeline(DiffusionPipeline):
     """Images from a network in pixel space and a scheduler; a network with classes is told the class.
 
     The network is a UNet2DModel (``unet``) or a DiTTransformer2DModel (``transformer``). With ``unconditional`` its
-    last class stands for "none". A folder saved by it loads with ``ImagePipeline.from_pretrained``; its parts load
-    with diffusers alone. Raises ValueError unless one network is given.
+    last class stands for "none". A folder saved by it loads with ``ImagePipeline.from_pretrained``; once this module is
+    imported, diffusers loads its parts, and stock pipelines with our scheduler in them. Raises ValueError unless one
+    network is given.
     """
 
     _optional_components = ["unet", "transformer"]  # noqa: RUF012 - as diffusers declares it
@@ -79,10 +82,23 @@ class ImagePipeline(DiffusionPipeline):
         return from_diffusers(self.network, self.scheduler, call=self._without_class)
 
     def guided(self, labels: Tensor, scale: float) -> Denoiser:
-        """Classifier-free guidance towards the classes [batch]; 1 is none, and only that is one evaluation a step."""
+        """Classifier-free guidance towards the classes [batch]; 1 is none, and only that is one evaluation a step.
+
+        Raises ValueError for a few-step model, see `check_guidance`.
+        """
         if scale == 1:
             return self.denoiser(labels)
+        self.check_guidance()
         return classifier_free(self.denoiser(labels), scale, self.denoiser())
+
+    def check_guidance(self) -> None:
+        """Raise ValueError for a few-step model: guidance is put into its weights when it is made, or not at all."""
+        inside = self.scheduler.config.get("guidance")
+        if inside is not None:
+            raise ValueError(
+                f"this model samples in few steps and was made at a guidance scale of {inside:g}: "
+                "leave guidance out, or distil one at the scale you want"
+            )
 
     def _without_class(self, network: Any, x: Tensor, timestep: Tensor) -> Tensor:
         none = torch.full((len(x),), self.classes, device=x.device)
@@ -105,7 +121,8 @@ class ImagePipeline(DiffusionPipeline):
         model = self.denoiser(labels) if labels is None else self.guided(labels, guidance_scale)
         method = self.scheduler.config.get("method", "auto")
         x = model.process.prior(self.shape(batch_size), generator, dtype=self.network.dtype, device=self.network.device)
-        images = pixels(solve(model, x, num_inference_steps, method, generator=generator).x)
+        steps = grid_of(self.scheduler.config, model.process, method, num_inference_steps)
+        images = pixels(solve(model, x, steps, method, generator=generator).x)
         found: Any = self.numpy_to_pil(images) if output_type == "pil" else images  # type: ignore[no-untyped-call]
         return ImagePipelineOutput(images=found) if return_dict else (found,)
 
@@ -142,11 +159,12 @@ def load(folder: str | Path) -> ImagePipeline:
 
 
 def _network(place: Path, part: str) -> Any:
-    name, kind = _NETWORKS[part]
-    found = json.loads((place / part / "config.json").read_text(encoding="utf-8")).get("_class_name", name)
-    if found != name:
-        raise ValueError(f"{part}/ holds a {found}, expected a {name}")
-    return kind.from_pretrained(place, subfolder=part, local_files_only=True, low_cpu_mem_usage=False).eval()
+    kinds = _NETWORKS[part]
+    usual = next(iter(kinds))
+    found = json.loads((place / part / "config.json").read_text(encoding="utf-8")).get("_class_name", usual)
+    if found not in kinds:
+        raise ValueError(f"{part}/ holds a {found}, expected a {usual}")
+    return kinds[found].from_pretrained(place, subfolder=part, local_files_only=True, low_cpu_mem_usage=False).eval()
 
 
 def _has_none(place: Path, network: Any) -> bool:

@@ -33,6 +33,9 @@ MAPPED = 128
 
 # ------------------------------------------------------------------------------------------------------ the classifier
 
+FEATURES = b"2"
+"""Which features a kept classifier has: another one is fitted anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
@@ -60,11 +63,12 @@ class Classifier:
 def classifier(data: Images, cache: Path | None = None) -> Classifier:
     """One with layers of 64 and 16 units, fitted to the labelled data by scikit-learn with a fixed seed.
 
-    ``cache`` is a file that keeps it; one of other data is replaced. Raises InputError without labels.
+    ``cache`` is a file that keeps it; one of other data is replaced. Raises InputError without labels, or
+    where nothing can be told apart.
     """
     if data.labels is None:
         raise InputError(f"{data.source}: has no labels; quality needs a classifier, so put classes into sub-folders")
-    mark = hashlib.sha256(data.x.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
+    mark = hashlib.sha256(FEATURES + data.x.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
     kept = None if cache is None else _cached(cache, mark)
     if kept is not None:
         return kept
@@ -78,7 +82,11 @@ def classifier(data: Images, cache: Path | None = None) -> Classifier:
     arrays = {f"matrix{i}": matrix for i, matrix in enumerate(fitted.coefs_)}
     arrays |= {f"bias{i}": bias for i, bias in enumerate(fitted.intercepts_)}
     made = _classifier(arrays, torch.ones(1, dtype=torch.float64))
-    arrays["scale"] = np.maximum(made.features(data.x).std(0).numpy(), 1e-6)
+    spread = made.features(data.x).std(0).numpy()
+    alive = spread > 1e-6 * spread.max()  # a unit that no datum lights counts as the others do where a sample lights it
+    if not alive.any():
+        raise InputError(f"{data.source}: the classifier tells nothing apart; look at the images and their labels")
+    arrays["scale"] = np.where(alive, spread, np.median(spread[alive]))
     if cache is not None:
         with replacing(cache) as file:
             np.savez(file, mark=np.array(mark), **arrays)

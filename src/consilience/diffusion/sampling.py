@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +14,11 @@ from torch import Tensor
 
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.guidance import apg
-from consilience.diffusion.huggingface import start_scale
+from consilience.diffusion.huggingface import grid_of, start_scale
 from consilience.diffusion.pipeline import ImagePipeline
 from consilience.diffusion.solve import solve, steps_of
-from consilience.diffusion.solvers.plan import Solution
+from consilience.diffusion.solvers.plan import Noise, Solution
+from consilience.errors import InputError
 
 BATCH = 256
 """Images that go through the network together."""
@@ -49,9 +53,30 @@ class Drawn:
 
 
 def noise_of(pipe: ImagePipeline, count: int, seed: int) -> Tensor:
-    """The starting noise [count, channels, height, width] of a seed, the same on every device."""
+    """The starting noise [count, channels, height, width] of a seed, the same on every device.
+
+    Raises InputError where so many images and what is made of them cannot be held in this machine's memory.
+    """
     process = pipe.denoiser(torch.zeros(1, dtype=torch.long)).process
-    return process.prior(pipe.shape(count), torch.Generator().manual_seed(seed))
+    _check_memory(count, pipe.shape(count))
+    try:
+        return process.prior(pipe.shape(count), torch.Generator().manual_seed(seed))
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"count {count}: there is no memory for so many images; draw fewer at a time") from error
+
+
+def _check_memory(count: int, shape: tuple[int, ...]) -> None:
+    """Noise, images, the parts that they are put together from, and a picture: four float32 tensors of the shape."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not known on this system
+        return
+    needed = 16 * math.prod(shape)
+    if needed > memory:
+        raise InputError(
+            f"count {count}: so many images take {needed / 2**30:,.1f} GiB, this machine has {memory / 2**30:,.1f}; "
+            "draw fewer at a time, each time from another seed"
+        )
 
 
 @torch.no_grad()
@@ -75,8 +100,9 @@ def draw(
     """
     keep = min(keep, BATCH)
     method = method or pipe.scheduler.config.get("method", "auto")
-    steps = _steps(pipe, labels, guidance, evaluations)
-    generator = torch.Generator().manual_seed(seed + 1)
+    process = pipe.denoiser(torch.zeros(1, dtype=torch.long)).process
+    steps = grid_of(pipe.scheduler.config, process, method, _steps(pipe, labels, guidance, evaluations))
+    fresh = _Fresh(noise, seed + 1)
     found: list[Tensor] = []
     first: Solution | None = None
     for start in range(0, len(noise), BATCH):
@@ -90,7 +116,7 @@ def draw(
                 noise[part].to(pipe.network.device),
                 steps,
                 method,
-                noise=lambda x, _t, _s: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device),
+                noise=fresh.of(part),
                 trajectory=keep > 0 and first is None,
             )
         first = first or solution
@@ -102,6 +128,26 @@ def draw(
     return Drawn(torch.cat(found), noise, labels, first.nfe, first.method, first.why, states, times, scales)
 
 
+class _Fresh:
+    """The noise of methods that add any: an image's does not depend on how many go through together."""
+
+    def __init__(self, like: Tensor, seed: int) -> None:
+        self._shape, self._generator = like.shape, torch.Generator().manual_seed(seed)
+        self._drawn: list[Tensor] = []
+
+    def of(self, part: slice) -> Noise:
+        """That of some of the images, from the first stage on."""
+        stages = itertools.count()
+
+        def noise(x: Tensor, _t: float, _s: float) -> Tensor:
+            stage = next(stages)
+            if stage == len(self._drawn):
+                self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=x.dtype))
+            return self._drawn[stage][part].to(x.device)
+
+        return noise
+
+
 def guided(pipe: ImagePipeline, labels: Tensor | None, guidance: Guidance | None) -> Denoiser:
     """The pipeline's model of these classes under guidance; raises ValueError where guidance has no labels."""
     if guidance is None or guidance.scale == 1:
@@ -109,6 +155,7 @@ def guided(pipe: ImagePipeline, labels: Tensor | None, guidance: Guidance | None
     if labels is None or not pipe.classes:
         raise ValueError("guidance needs a model with classes, and classes to guide to")
     labels = labels.to(pipe.network.device)
+    pipe.check_guidance()
     if guidance.projected:
         return apg(pipe.denoiser(labels), guidance.scale, pipe.denoiser(), norm_limit=guidance.norm_limit)
     return pipe.guided(labels, guidance.scale)
@@ -124,7 +171,7 @@ def _steps(pipe: ImagePipeline, labels: Tensor | None, guidance: Guidance | None
 
 
 def _trajectory(
-    solution: Solution, model: Denoiser, method: str, steps: int, noise: Tensor, keep: int
+    solution: Solution, model: Denoiser, method: str, steps: int | Tensor, noise: Tensor, keep: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[Tensor, ...]]:
     """(times, scales, states) from the noise on, of the first ``keep`` images."""
     if not keep:

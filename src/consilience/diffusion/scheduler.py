@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from consilience.diffusion.denoisers import convert
-from consilience.diffusion.huggingface import Trained, start_scale, trained_on
+from consilience.diffusion.huggingface import Trained, grid_of, start_scale, trained_on
 from consilience.diffusion.processes import RectifiedFlow
 from consilience.diffusion.solve import METHODS, steps_of
 from consilience.diffusion.solvers.plan import Plan, Solver, State, factors_of, view
@@ -35,8 +35,13 @@ class ConsilienceSchedulerOutput(BaseOutput):
 class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any method of `solve` behind diffusers' interface; made by `as_scheduler`, loaded by ``from_pretrained``.
 
+    A pipeline's folder names this module; diffusers loads it where the module, or `pipeline`, was imported before.
     ``trained_with`` names the stock scheduler class whose configuration the other parameters are. With n inference
     steps the network is evaluated n times.
+
+    Of a few-step model ``levels`` are the values of sigma / alpha at which ``method`` evaluates it after the first, by
+    number of evaluations, and ``guidance`` the scale of classifier-free guidance that is in its weights. With
+    ``two_times`` the network is a `TwoTimeUNet2DModel`: its timesteps are [2, 1], where it stands and where to land.
     """
 
     order = 1
@@ -63,6 +68,9 @@ class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
+        two_times: bool = False,
+        levels: dict[str, list[float]] | None = None,
+        guidance: float | None = None,
     ) -> None:
         if method != "auto" and method not in METHODS:
             raise ValueError(f"no method {method!r}; there are: auto, {', '.join(METHODS)}")
@@ -127,12 +135,11 @@ class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         elif num_inference_steps is None:
             raise ValueError("set_timesteps needs num_inference_steps, sigmas or timesteps")
         else:
-            steps = num_inference_steps
+            steps = grid_of(self.config, process, self.config["method"], num_inference_steps)
         _, self._solver, self._grid, _ = steps_of(self.config["method"], process, steps)
         self._plan = self._solver.plan(self._grid, process)
-        times = [stage.t for stage in self._plan.stages if stage.t is not None]
-        self.timesteps = self._trained.timestep(torch.tensor(times, dtype=torch.float64)).float().to(device)
-        self.num_inference_steps = len(times)
+        self.timesteps = self._timesteps(self._plan).float().to(device)
+        self.num_inference_steps = len(self.timesteps)
         self.init_noise_sigma = start_scale(process, float(self._grid[0]))
         self._state, self._next, self._begin_index = None, 0, None
 
@@ -192,7 +199,7 @@ class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         index = self._begin_index
         if index is None:
             value = float(torch.as_tensor(timestep).flatten()[0])
-            index = int((self.timesteps.cpu().double() - value).abs().argmin())
+            index = int((self.timesteps.cpu().double().reshape(len(self.timesteps), -1)[:, 0] - value).abs().argmin())
         if index:
             times = [stage.t for stage in self._plan.stages if stage.t is not None]
             later = self._grid[self._grid <= times[index] + 1e-9]
@@ -200,6 +207,15 @@ class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._state, self._next = State(x, self._plan), 0
         self._factors = factors_of(self._plan, self._trained.process, self._trained.prediction)
         return self._plan, self._state
+
+    def _timesteps(self, plan: Plan) -> Tensor:
+        """The network's time inputs: [n], or [n, 2, 1] for a network of two times."""
+        asked = [stage for stage in plan.stages if stage.t is not None]
+        t = torch.tensor([stage.t for stage in asked], dtype=torch.float64)
+        if not self.config["two_times"]:
+            return self._trained.timestep(t)
+        s = torch.tensor([stage.end for stage in asked], dtype=torch.float64) if plan.jumps else t
+        return self._trained.timesteps(t, s, len(t)).T[:, :, None]
 
     def _process(self, mu: float | None) -> Any:
         if mu is None or not isinstance(self._trained.process, RectifiedFlow):
@@ -218,7 +234,8 @@ class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return times if float(times[-1]) <= float(end) else torch.cat([times, end])
 
     def _time(self, timestep: Tensor | float, x: Tensor) -> Tensor:
-        return self._trained.time(as_own(timestep, x))
+        timestep = as_own(timestep, x)
+        return self._trained.time(timestep[0] if timestep.ndim == 2 else timestep)  # of two times the first
 
 
 def as_own(t: Tensor | float | None, x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.processes import Process
 from consilience.diffusion.solvers.auto import Choice, choose
 from consilience.diffusion.solvers.dpm import Multistep, Singlestep
+from consilience.diffusion.solvers.dualfast import DualFast
+from consilience.diffusion.solvers.jumps import Jumps
 from consilience.diffusion.solvers.multistep import Adams
 from consilience.diffusion.solvers.plan import Noise, Solution, Solver, run
 from consilience.diffusion.solvers.rungekutta import RungeKutta
@@ -32,10 +34,14 @@ METHODS: dict[str, Solver] = {
     "flow-heun": RungeKutta("heun", "flow"),
     "flow-midpoint": RungeKutta("midpoint", "flow"),
     "flow-rk4": RungeKutta("rk4", "flow"),
+    "dualfast": DualFast(),
     **{f"dpmpp-{k}m": Multistep(k) for k in (2, 3)},
     **{f"dpmpp-{k}s": Singlestep(k) for k in (2, 3)},
     **{f"unipc{k}": UniPC(k) for k in (1, 2, 3)},
     **{f"unipc{k}-bh1": UniPC(k, "bh1") for k in (1, 2, 3)},
+    "consistency": Jumps(1.0),
+    "tcd": Jumps(0.3),
+    "chain": Jumps(0.0),
 }
 """The methods by name; any object with a `plan` will do in their place."""
 
@@ -63,8 +69,9 @@ def solve(
     sigma / alpha = ``sigma_max`` down, by default the process's range. With a grid, a decreasing tensor of the
     process's own time whose first entry is where x stands, the grid is kept. ``noise(x, t, s)`` replaces the normal
     noise of ``generator`` for methods that add any; ``cond`` goes to the model. A multistep method of a higher order
-    than there are steps is taken at the order they carry, with a warning. Raises ValueError for a grid, a count or a
-    method that cannot be.
+    than there are steps is taken at the order they carry, with a warning; there is one, too, where the evaluations
+    carry no whole step of a method that takes several per step. Raises ValueError for a grid, a count or a method that
+    cannot be.
     """
     process = model.process
     name, solver, grid, why = steps_of(method, process, grid_or_count, sigma_max, sigma_min)
@@ -108,8 +115,29 @@ def _method(method: str | Solver, process: Process, steps: Tensor | int, top: fl
         name, solver = method, METHODS[method]
     else:
         name, solver = type(method).__name__, method
-    grid = steps if isinstance(steps, Tensor) else default_grid(process, _steps(solver, steps), top, low)
+    grid = steps if isinstance(steps, Tensor) else _grid(process, solver, _steps(solver, steps), top, low)
+    _warn_of_no_whole_step(name, solver, grid, process)
     return Choice(name, _capped(name, solver, len(grid) - 1), grid, "")
+
+
+def _grid(process: Process, solver: Solver, n: int, sigma_max: float, sigma_min: float) -> Tensor:
+    """The solver's own grid of n steps, or the usual one."""
+    own: Callable[[int, Process, float], Tensor] | None = getattr(solver, "grid", None)
+    return default_grid(process, n, sigma_max, sigma_min) if own is None else own(n, process, sigma_max)
+
+
+def _warn_of_no_whole_step(name: str, solver: Solver, grid: Tensor, process: Process) -> None:
+    """The step from pure noise and the last one may take fewer evaluations than others, at a lower order."""
+    each = getattr(solver, "evaluations_per_step", 1)
+    if each == 1:
+        return
+    plan = solver.plan(grid, process)
+    if all(stage.anchor < each - 1 for stage in plan.stages):
+        warnings.warn(
+            f"{name}: no step here takes its {each} evaluations (the last one, or the first from pure noise, takes "
+            f"fewer): {plan.evaluations} in all, at a lower order",
+            stacklevel=5,
+        )
 
 
 def _capped(name: str, solver: Solver, steps: int) -> Solver:

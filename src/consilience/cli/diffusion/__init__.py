@@ -12,7 +12,7 @@ app = typer.Typer(help="Train, sample and measure diffusion and flow models of i
 Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 Model = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it
-    typer.Option("--model", help="A folder that diffusers saved; default the digits model of the package."),
+    typer.Option("--model", help="A folder that diffusers saved; default the digits models of the package."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
 
@@ -66,6 +66,10 @@ def train(
     model: Annotated[str | None, typer.Option("--model", help="unet or dit.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Channels of the first level; default 32.")] = None,
     process: Annotated[str | None, typer.Option("--process", help="flow, vp or edm.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help="denoising (the default), or one for few steps that needs no teacher: ect."),
+    ] = None,
     loss: Annotated[str | None, typer.Option("--loss", help="plain or min-snr.")] = None,
     immiscible: Annotated[
         bool | None, typer.Option("--immiscible/--no-immiscible", help="Give each image a nearby noise of its batch.")
@@ -94,6 +98,7 @@ def train(
         "model": model,
         "width": width,
         "process": process,
+        "objective": objective,
         "loss": loss,
         "immiscible": immiscible,
         "unconditional": unconditional,
@@ -110,10 +115,62 @@ def train(
 
 
 @app.command()
+def distill(
+    config: Annotated[Optional[Path], typer.Argument(help="Settings in TOML or JSON; flags win.")] = None,  # noqa: UP045
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A folder that diffusers saved; default the digits model: digits.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="How it is taught; default ect.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="What the teacher was trained on, as train takes it; default digits.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder of run and model; default diffusion-student.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Scale at which the teacher is asked; stays in the weights.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps; default 2000.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Images per step; default 64.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate; default 0.0003.")] = None,
+    ema: Annotated[float | None, typer.Option("--ema", help="Rate of the average that is kept; 0: none.")] = None,
+    accumulate: Annotated[int | None, typer.Option("--accumulate", help="Parts a batch is cut into.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything.")] = None,
+    sample_every: Annotated[
+        int | None, typer.Option("--sample-every", help="Steps between pictures of samples; default 500.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a model for one to four steps of one that needs many; the same command again goes on where it stopped."""
+    from consilience.cli.diffusion.distill import run
+
+    flags = {
+        "teacher": teacher,
+        "objective": objective,
+        "data": data,
+        "out": None if out is None else str(out),
+        "guidance": guidance,
+        "steps": steps,
+        "batch": batch,
+        "lr": lr,
+        "ema": ema,
+        "accumulate": accumulate,
+        "precision": precision,
+        "seed": seed,
+        "sample_every": sample_every,
+    }
+    run(config, {name: value for name, value in flags.items() if value is not None}, as_json=json)
+
+
+@app.command()
 def measure(
     model: Model = None,
     steps: Annotated[str, typer.Option("--steps", help="Numbers of evaluations.")] = "4,8,16,32",
-    methods: Annotated[str, typer.Option("--methods", help="Solvers.")] = "auto,ddim,dpmpp-2m,unipc2,flow-heun",
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Solvers; by default several, or what a few-step student was made for."),
+    ] = None,
     count: Annotated[
         int, typer.Option("--count", min=4, help="Images per method, number of evaluations and seed.")
     ] = 512,

@@ -1,4 +1,4 @@
-"""What the three commands need before they begin."""
+"""What the commands need before they begin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEEDED = ("torch", "diffusers", "accelerate", "sklearn")
 def extra() -> Iterator[None]:
     """Run with the extra's packages, and turn what they say into lines for a person.
 
-    Raises InputError where one is missing, and in place of a ValueError.
+    Raises InputError where one is missing, and in place of a ValueError or of the FloatingPointError of a training.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -35,22 +35,26 @@ def extra() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
-        except ValueError as error:
+        except (ValueError, FloatingPointError) as error:
             raise InputError(str(error)) from error
         finally:
             for text in dict.fromkeys(str(one.message) for one in heard if issubclass(one.category, UserWarning)):
                 print(f"warning: {text}", file=sys.stderr)
 
 
-def load(folder: Path | None, evaluations: int) -> tuple[ImagePipeline, str]:
-    """The model of a folder, or the shipped one for so many evaluations, on the fastest device; and its name."""
+def load(folder: Path | None, evaluations: int, few: bool = False) -> tuple[ImagePipeline, str]:
+    """The model of a folder, or the shipped one, on the fastest device; and its name.
+
+    The shipped one is the teacher, or with ``few``, for so few evaluations, the student.
+    """
     import torch
 
-    from consilience.diffusion.digits import shipped
+    from consilience.diffusion.digits import FEW, shipped
     from consilience.diffusion.pipeline import load as read
 
-    place = shipped(evaluations) if folder is None else folder
+    own = shipped(evaluations if few else FEW + 1)
+    place = own if folder is None else folder
     pipe = read(place)
     pipe.network.to("cuda" if torch.cuda.is_available() else "cpu")
-    name = f"the digits {shipped(evaluations).name}" if folder is None else str(folder)
+    name = f"the digits {own.name}" if folder is None else str(folder)
     return pipe, name

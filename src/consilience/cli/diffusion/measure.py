@@ -17,12 +17,16 @@ from consilience.errors import InputError
 if TYPE_CHECKING:
     from consilience.diffusion.quality import Measured
 
+METHODS = "auto,ddim,dpmpp-2m,unipc2,flow-heun"
+FEW = 256
+"""Images below which distances say little."""
+
 
 def run(
     model: Path | None,
     *,
     steps: str,
-    methods: str,
+    methods: str | None,
     count: int,
     reference: str,
     seeds: int,
@@ -31,15 +35,22 @@ def run(
 ) -> None:
     """Measure, print the table, and write it with the plot."""
     evaluations = _counts(steps)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = [name.strip() for name in (METHODS if methods is None else methods).split(",") if name.strip()]
     if not names:
         raise InputError("methods: name one at least")
     with extra():
         from consilience.diffusion.pictures import read
-        from consilience.diffusion.quality import classifier, measure
+        from consilience.diffusion.quality import classifier, halves, measure
 
         pipe, name = load(model, max(evaluations))
+        if pipe.scheduler.config.get("guidance") is not None:
+            names = names if methods else [str(pipe.scheduler.config["method"])]
+            print(
+                "warning: a few-step student: map and switch compare with an ODE that it was not trained to follow",
+                file=sys.stderr,
+            )
         data = read(reference)
+        count = _possible(count, len(halves(data)[1].x), data.source)
         judge = classifier(data, out / "classifier.npz")
         with Counter("measuring", "rows", None) as counter:
             measured = measure(
@@ -59,6 +70,22 @@ def run(
     else:
         _print(measured, name)
     print(f"plot and table: {out}", file=sys.stderr)
+
+
+def _possible(count: int, half: int, source: str) -> int:
+    """As many images as half of the data has, at most, with a warning where that is fewer, or where they are few."""
+    used = min(count, half)
+    if used < count:
+        print(
+            f"warning: {source}: half of the data are {half} images, so {used} are drawn, not {count}", file=sys.stderr
+        )
+    if used < FEW:
+        print(
+            f"warning: {used} images: below about {FEW} the distances are mostly chance; "
+            "read them beside those of the row data, or average over more --seeds",
+            file=sys.stderr,
+        )
+    return used
 
 
 def _counts(steps: str) -> list[int]:

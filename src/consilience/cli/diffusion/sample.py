@@ -48,7 +48,8 @@ def run(
     with extra():
         from consilience.diffusion.sampling import Guidance, draw, noise_of
 
-        pipe, name = load(model, steps)
+        pipe, name = load(model, steps, few=guidance == 1 and method in (None, "consistency"))
+        noise = noise_of(pipe, count, seed)
         labels = _labels(pipe, label, count)
         limit = float("inf") if not apg or labels is None else _norm(pipe, labels)
         how = Guidance(guidance, apg, limit)
@@ -56,7 +57,7 @@ def run(
         with Counter("sampling", "images", count) as counter:
             drawn = draw(
                 pipe,
-                noise_of(pipe, count, seed),
+                noise,
                 steps,
                 method,
                 labels,

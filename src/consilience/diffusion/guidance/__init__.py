@@ -9,6 +9,7 @@ from consilience.diffusion.guidance.classifier_free import classifier_free, extr
 from consilience.diffusion.guidance.density import (
     density_guidance,
     divergence,
+    quantile_excess,
     quantile_guidance,
     score_alignment,
 )
@@ -22,6 +23,7 @@ from consilience.diffusion.guidance.minority import (
 from consilience.diffusion.guidance.potential import classifier_guidance, potential_guidance
 from consilience.diffusion.guidance.rehearsal import rehearsal, rehearsal_guidance
 from consilience.diffusion.guidance.self_minority import every, self_minority
+from consilience.diffusion.guidance.stochastic_density import stochastic_density_guidance
 
 __all__ = [
     "apg",
@@ -38,10 +40,12 @@ __all__ = [
     "minority_score",
     "ordinal_bins",
     "potential_guidance",
+    "quantile_excess",
     "quantile_guidance",
     "rehearsal",
     "rehearsal_guidance",
     "score_alignment",
     "self_minority",
+    "stochastic_density_guidance",
     "with_condition",
 ]

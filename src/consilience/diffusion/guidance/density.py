@@ -13,7 +13,7 @@ from torch import Tensor
 
 from consilience.diffusion.denoisers import Denoiser, as_time, convert
 from consilience.diffusion.guidance.wrapping import Function, wrap
-from consilience.diffusion.processes import expand
+from consilience.diffusion.processes import Process, expand
 
 Rate = Callable[[Tensor, Tensor], Tensor]
 """d log p_t(x_t) / dt at a state [batch, ...] and its time (0-d or [batch]): [batch]."""
@@ -41,20 +41,37 @@ def quantile_guidance(model: Denoiser, quantile: float) -> Denoiser:
     score is multiplied by 1 + sqrt(2 D) z / |sigma s|^2 with z the normal quantile; no divergence is needed. Low values
     give detail, high ones smoothness. That holds while sigma / alpha is above the finest scale of the data: confine it
     by `interval`, and start where some signal is left. Raises ValueError unless 0 < quantile < 1. Source: as
-    `density_guidance`.
+    `density_guidance`; the authors also scale the starting noise to the median norm of a normal vector.
+    """
+    above = quantile_excess(model.process, quantile)
+
+    def excess(_model: Denoiser, x: Tensor, t: Tensor, _cond: dict[str, Any]) -> Tensor:
+        return above(x, t)
+
+    return model if quantile == 0.5 else _with_excess(model, excess, 1)
+
+
+def quantile_excess(process: Process, quantile: float) -> Rate:
+    """How much faster than naturally log p changes in time at a ``quantile`` of its natural changes.
+
+    -g^2 / (2 sigma^2) sqrt(2 D) z, with z the normal quantile and g the noise of the forward process. Raises ValueError
+    unless 0 < quantile < 1.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"a quantile lies between 0 and 1, got {quantile}")
     z = float(ndtri(quantile))
 
-    def excess(model: Denoiser, x: Tensor, t: Tensor, _cond: dict[str, Any]) -> Tensor:
-        process = model.process
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        growth = process.sigma_dot(t) / sigma - process.alpha_dot(t) / alpha  # g^2 / (2 sigma^2)
-        by = torch.where(alpha > 0, growth, torch.zeros_like(growth))
-        return (-by * math.sqrt(2 * math.prod(x.shape[1:])) * z).expand(len(x))
+    def excess(x: Tensor, t: Tensor) -> Tensor:
+        return (-growth(process, t) * math.sqrt(2 * math.prod(x.shape[1:])) * z).expand(len(x))
 
-    return _with_excess(model, excess, 1) if z else model
+    return excess
+
+
+def growth(process: Process, t: Tensor) -> Tensor:
+    """d log(sigma / alpha) / dt = g^2 / (2 sigma^2) at times t, and 0 where no signal is left."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    found = process.sigma_dot(t) / sigma - process.alpha_dot(t) / alpha
+    return torch.where(alpha > 0, found, torch.zeros_like(found))
 
 
 def _with_excess(

@@ -35,6 +35,7 @@ def wrap(
         prediction or first.prediction,
         cost or (lambda t: sum(part.cost(t) for part in parts)),
         fresh if any(part.fresh is not None for part in parts) else None,
+        first.two_times,
     )
 
 

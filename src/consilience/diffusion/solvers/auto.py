@@ -3,7 +3,8 @@
 A solver of n evaluations that uses its old slopes has some 5 n free numbers, and those that are best for few steps are
 not the ones that are best in the limit of many (Shaul et al., arXiv:2403.01329). Here they are an Adams-Bashforth
 method on the straight path plus corrections whose sum is zero in each step, fitted once on Gaussian mixtures and small
-networks (benchmarks/auto_tuning.py); they depend on sigma / alpha alone, so one fit serves every process.
+networks (benchmarks/auto_tuning.py); they depend on sigma / alpha alone, so one fit serves every process. Where many
+evaluations are spent from sigma / alpha near 80, where EDM's begin, a fit for that start alone is taken.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from torch import Tensor
 from consilience.diffusion.processes import Process
 from consilience.diffusion.solvers.multistep import Adams, Points, Soft, step
 from consilience.diffusion.solvers.plan import Plan, Solver, Stage
+
+EDM_START = 80.0
+"""Sigma / alpha that some fits begin from alone; the others serve starts from 14.6 to infinity."""
 
 SOFT = Soft(0.03, 9.0)
 """The polynomials' variable on a grid that `auto` is given."""
@@ -74,13 +78,15 @@ def choose(process: Process, steps: int | Tensor, sigma_max: float, sigma_min: f
         if order == 4:
             why = "Adams-Bashforth of order 4 on the straight path, the highest that is stable enough"
         return Choice(f"soft-ab{order}", Adams(order, "flow", SOFT), steps, why)
-    fit, of = nearest(steps)
+    fit, of = nearest(steps, sigma_max)
     grid = process.time(grid_of(fit, steps, sigma_max))
     if steps > 1.5 * of:
         why = f"Adams-Bashforth of order 4 on a fitted grid: {steps} evaluations are more than any fit is for"
         return Choice("soft-ab4", Adams(4, "flow", Soft(*fit["variable"])), grid, why)
     solver = Fitted(int(fit["order"]), Soft(*fit["variable"]), _rows(fit["corrections"], steps, of))
     why = f"grid and coefficients fitted for {of} evaluations on Gaussian mixtures and small networks"
+    if "start" in fit:
+        why += f", from sigma = {fit['start']:g} alone"
     if of != steps:
         why += f", the nearest count that was fitted to {steps}"
     return Choice(f"fitted-ab{solver.order}", solver, grid, why)
@@ -101,17 +107,23 @@ def grid_of(fit: dict[str, Any], n: int, sigma_max: float) -> Tensor:
     return torch.from_numpy(grid)
 
 
-def nearest(n: int) -> tuple[dict[str, Any], int]:
-    """The fit whose count is nearest to ``n`` in ratio, and that count."""
+def nearest(n: int, sigma_max: float = math.inf) -> tuple[dict[str, Any], int]:
+    """The fit whose count is nearest to ``n`` in ratio, and that count; for the start near ``sigma_max`` if there is.
+
+    A start is near 80 within a factor of two: EDM's own, and the ranges of its relatives.
+    """
     count = min(fits(), key=lambda have: abs(math.log(have / n)))
-    return fits()[count], count
+    near = EDM_START / 2 <= sigma_max <= 2 * EDM_START
+    special = fits(EDM_START).get(count) if near else None
+    return special or fits()[count], count
 
 
 @cache
-def fits() -> dict[int, dict[str, Any]]:
-    """What benchmarks/auto_tuning.py wrote, by number of evaluations."""
+def fits(start: float | None = None) -> dict[int, dict[str, Any]]:
+    """What benchmarks/auto_tuning.py wrote, by number of evaluations: for every start, or for one alone."""
     text = files("consilience.diffusion.solvers").joinpath("auto.json").read_text(encoding="utf-8")
-    return {int(count): fit for count, fit in json.loads(text).items()}
+    table = json.loads(text)
+    return {int(key.split()[0]): fit for key, fit in table.items() if fit.get("start") == start}
 
 
 def _rows(rows: list[list[float]], n: int, of: int) -> tuple[tuple[float, ...], ...]:

@@ -39,10 +39,15 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The stages of a solver on one grid; ``prediction`` is the form of the model they combine."""
+    """The stages of a solver on one grid; ``prediction`` is the form of the model they combine.
+
+    With ``jumps`` each evaluation is used to land at its stage's end, and a model of two times is told that; otherwise
+    it is asked for its value at the time itself.
+    """
 
     stages: tuple[Stage, ...]
     prediction: Prediction
+    jumps: bool = False
 
     def form(self, stage: Stage) -> Prediction:
         """The form in which a stage wants its evaluation."""
@@ -64,7 +69,8 @@ class Solver(Protocol):
     """A method: from a grid to a plan.
 
     ``evaluations_per_step`` is 1 where it is left out; a solver with more says how many of them a step takes, and
-    with ``evaluations_saved`` how many fewer the last step takes.
+    with ``evaluations_saved`` how many fewer the last step takes. One with a ``grid(steps, process, sigma_max)``
+    chooses its grid for a number of steps.
     """
 
     def plan(self, grid: Tensor, process: Process) -> Plan:
@@ -134,9 +140,11 @@ def run(
     own = factors_of(plan, model.process, model.prediction)
     times = [torch.nan if stage.t is None else stage.t for stage in plan.stages]
     at = as_time(torch.tensor(times, dtype=torch.float64), x).unbind()
+    ends = as_time(torch.tensor([stage.end for stage in plan.stages], dtype=torch.float64), x).unbind()
     for i, stage in enumerate(plan.stages):
         if stage.t is not None:
-            state.saw(view(model.function(state.x, at[i], **cond), state.x, *own[i]))
+            told = {"s": ends[i] if plan.jumps else at[i]} if model.two_times else {}
+            state.saw(view(model.function(state.x, at[i], **cond, **told), state.x, *own[i]))
         z = noise(state.x, here, stage.end) if stage.noise else None
         yield stage, state.update(stage, z)
         here = stage.end

@@ -122,6 +122,7 @@ def train(
         _seed(seed + processes.index)
         if folder is not None and (folder / CHECKPOINT).exists():
             run.load(folder / CHECKPOINT)
+            _say_resumed(run, folder)
         log = Log(folder / LOG if folder is not None and processes.main else None, run.step)
         with Interrupts() as interrupts, Line(run.step, steps, progress and processes.main) as line:
             while run.step < steps:
@@ -421,6 +422,13 @@ def _seed(seed: int) -> None:
     from accelerate.utils import set_seed  # type: ignore[import-untyped]
 
     set_seed(seed % 2**32)
+
+
+def _say_resumed(run: _Run, folder: Path) -> None:
+    if run.processes.main:
+        left = max(0, run.settings.steps - run.step)
+        goes_on = f"{left} to go" if left else "nothing left to do; ask for more steps to go on"
+        print(f"{folder}: {run.step} steps done before, {goes_on}", file=sys.stderr)
 
 
 def _say_stopped(run: _Run, folder: Path | None) -> None:
