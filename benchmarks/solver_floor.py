@@ -1,9 +1,9 @@
-"""What no solver can get below on the package's digits model: its prediction wavers with the time that it is told.
+"""The error that any solver is left with on the package's digits model: its prediction wavers with the time it is told.
 
 The network is told 1000 t by sines, the fastest of which turn by one radian while t moves by .001. The state is held at
 a point of its path and only the told time moves by up to .01: what is left of the flow after a parabola in t is the
-wavering. Of n evaluations that meet it at unrelated phases an integral from t = 1 to 0 keeps an error of at least its
-root mean square over sqrt(n), that of equal weights.
+wavering. If n evaluations met it at unrelated phases, an integral from t = 1 to 0 with equal weights would keep an error of its
+root mean square over sqrt(n): an estimate of the size, no bound.
 
     python benchmarks/solver_floor.py
 """
@@ -59,7 +59,7 @@ def main() -> None:
     text = table(["t", "wavering", "flow", "period in t"], rows)
     said = ", ".join(f"{floor:.1e} for {n}" for n, floor in floors.items())
     result = {"times": times, "wavering": [one[0] for one in found], "rms": whole, "floor": floors}
-    emit(options, result, f"{text}\n\nRoot mean square {whole:.3f}; least error of evaluations: {said}.")
+    emit(options, result, f"{text}\n\nRoot mean square {whole:.3f}; over the root of the evaluations: {said}.")
 
 
 if __name__ == "__main__":
