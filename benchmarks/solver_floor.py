@@ -2,8 +2,8 @@
 
 The network is told 1000 t by sines, the fastest of which turn by one radian while t moves by .001. The state is held at
 a point of its path and only the told time moves by up to .01: what is left of the flow after a parabola in t is the
-wavering. If n evaluations met it at unrelated phases, an integral from t = 1 to 0 with equal weights would keep an error of its
-root mean square over sqrt(n): an estimate of the size, no bound.
+wavering. If n evaluations met it at unrelated phases, an integral from t = 1 to 0 with equal weights would keep an
+error of its root mean square over sqrt(n): an estimate of the size, no bound.
 
     python benchmarks/solver_floor.py
 """
