@@ -20,7 +20,6 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditio
 from PIL import Image
 from safetensors.torch import load_file
 
-from consilience.cli import main
 from consilience.diffusion import pictures, recipe, solve
 from consilience.diffusion.digits import digits, network, shipped
 from consilience.diffusion.pipeline import ImagePipeline, load
@@ -32,21 +31,10 @@ TINY = ("--width", "8", "--batch", "8", "--steps", "6")
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, tmp_path, diffusion):
     """Runs `consilience diffusion ...` in an empty folder: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["consilience", "diffusion", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return diffusion
 
 
 @pytest.fixture(scope="module")

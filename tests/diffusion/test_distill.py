@@ -20,7 +20,6 @@ pytest.importorskip("sklearn", reason="needs scikit-learn (extra diffusion) for 
 from diffusers import DDPMPipeline, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from safetensors.torch import load_file
 
-from consilience.cli import main
 from consilience.diffusion import EDM, GaussianMixture, RectifiedFlow, VPCosine, few_steps, solve
 from consilience.diffusion.consistency import derivative, exact_map, samplers
 from consilience.diffusion.consistency.setups import SETUPS
@@ -49,24 +48,13 @@ def teachers(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path, teachers):
+def command(monkeypatch, tmp_path, teachers, diffusion):
     """Runs `consilience diffusion ...` in a folder with the teachers: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(teachers, tmp_path, dirs_exist_ok=True)
     search = few_steps.searched
     monkeypatch.setattr("consilience.diffusion.recipe.searched", lambda pipe, data: search(pipe, data, 16, 1))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["consilience", "diffusion", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return diffusion
 
 
 def seeded(seed=0):

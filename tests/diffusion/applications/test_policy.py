@@ -378,8 +378,11 @@ def test_what_cannot_be_is_refused() -> None:
 # ----------------------------------------------------------------------------------------------------- gymnasium
 
 
+NEEDS = "needs gymnasium: pip install 'consilience[control]'"
+
+
 def mountain_car(length: int) -> Any:
-    gymnasium = pytest.importorskip("gymnasium", reason="needs gymnasium: pip install 'consilience[control]'")
+    gymnasium = pytest.importorskip("gymnasium", reason=NEEDS)
     from consilience.diffusion.applications.policies.control import Chunks
 
     return Chunks(gymnasium.make("MountainCarContinuous-v0"), length)
@@ -408,7 +411,7 @@ def test_an_episode_s_end_cuts_a_chunk_short() -> None:
 
 
 def test_unbounded_boxes_are_refused() -> None:
-    gymnasium = pytest.importorskip("gymnasium")
+    gymnasium = pytest.importorskip("gymnasium", reason=NEEDS)
     from consilience.diffusion.applications.policies.control import Chunks
 
     with pytest.raises(ValueError, match="boxes of actions"):
@@ -418,7 +421,7 @@ def test_unbounded_boxes_are_refused() -> None:
 
 
 def test_returns_of_many_environments_are_those_of_each() -> None:
-    pytest.importorskip("gymnasium")
+    pytest.importorskip("gymnasium", reason=NEEDS)
     from consilience.diffusion.applications.policies import control
 
     law = policy("mean")

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(help="Train, sample and measure diffusion and flow models of images.", no_args_is_help=True)
+app = typer.Typer(help="Train, distil, sample and measure diffusion and flow models of images.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 Model = Annotated[
@@ -15,6 +15,18 @@ Model = Annotated[
     typer.Option("--model", help="A folder that diffusers saved; default the digits models of the package."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
+Config = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it
+    typer.Argument(help="Settings in TOML or JSON; flags win."),
+]
+Batch = Annotated[int | None, typer.Option("--batch", help="Images per step; default 64.")]
+Ema = Annotated[float | None, typer.Option("--ema", help="Rate of the average that is kept; 0: none.")]
+Accumulate = Annotated[int | None, typer.Option("--accumulate", help="Parts a batch is cut into.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="float32 or bf16.")]
+RunSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything.")]
+SampleEvery = Annotated[
+    int | None, typer.Option("--sample-every", help="Steps between pictures of samples; default 500.")
+]
 
 
 @app.command()
@@ -55,7 +67,7 @@ def sample(
 
 @app.command()
 def train(
-    config: Annotated[Optional[Path], typer.Argument(help="Settings in TOML or JSON; flags win.")] = None,  # noqa: UP045
+    config: Config = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="digits, a folder of PNG or JPEG (sub-folders are classes), an .npz or .pt file."),
@@ -78,15 +90,13 @@ def train(
         bool | None, typer.Option("--unconditional/--conditional", help="Leave the labels of the data out.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps; default 4000.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Images per step; default 64.")] = None,
+    batch: Batch = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate; default 0.001.")] = None,
-    ema: Annotated[float | None, typer.Option("--ema", help="Rate of the average that is kept; 0: none.")] = None,
-    accumulate: Annotated[int | None, typer.Option("--accumulate", help="Parts a batch is cut into.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything.")] = None,
-    sample_every: Annotated[
-        int | None, typer.Option("--sample-every", help="Steps between pictures of samples; default 500.")
-    ] = None,
+    ema: Ema = None,
+    accumulate: Accumulate = None,
+    precision: Precision = None,
+    seed: RunSeed = None,
+    sample_every: SampleEvery = None,
     json: Json = False,
 ) -> None:
     """Train an image model; the same command again goes on where it stopped."""
@@ -116,7 +126,7 @@ def train(
 
 @app.command()
 def distill(
-    config: Annotated[Optional[Path], typer.Argument(help="Settings in TOML or JSON; flags win.")] = None,  # noqa: UP045
+    config: Config = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="A folder that diffusers saved; default the digits model: digits.")
     ] = None,
@@ -131,15 +141,13 @@ def distill(
         float | None, typer.Option("--guidance", help="Scale at which the teacher is asked; stays in the weights.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps; default 2000.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Images per step; default 64.")] = None,
+    batch: Batch = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate; default 0.0003.")] = None,
-    ema: Annotated[float | None, typer.Option("--ema", help="Rate of the average that is kept; 0: none.")] = None,
-    accumulate: Annotated[int | None, typer.Option("--accumulate", help="Parts a batch is cut into.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything.")] = None,
-    sample_every: Annotated[
-        int | None, typer.Option("--sample-every", help="Steps between pictures of samples; default 500.")
-    ] = None,
+    ema: Ema = None,
+    accumulate: Accumulate = None,
+    precision: Precision = None,
+    seed: RunSeed = None,
+    sample_every: SampleEvery = None,
     json: Json = False,
 ) -> None:
     """Make a model for one to four steps of one that needs many; the same command again goes on where it stopped."""
