@@ -14,7 +14,7 @@ PIP := -m pip install --quiet --quiet --disable-pip-version-check --no-input
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 EXTRAS := test,lint,docs,local,diffusion,control,postgres,serve
 PEERS := its_hub[lm]==1.2.0 AdaptiveConsistency==1.0.0 openai
-FEW_STEPS := rectified-flow-pytorch==0.14.0 requests matplotlib
+FEW_STEPS := rectified-flow-pytorch==0.14.0 einops requests matplotlib
 # the bounds below optillm's own keep pip from trying hundreds of old releases
 OPTILLM := optillm==0.4.0 'transformers>=5.10,<5.13' 'optimum>=2' 'outlines>=1.2.3'
 CLIENTS := openai litellm lm_eval[api] pytest pytest-asyncio
@@ -63,9 +63,10 @@ docs: .venv/.ready  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 	@echo "documentation: site/index.html"
 
-bench: .venv-peers/.ready  ## Run every benchmark beside its peers (BENCHMARKS=benchmarks/x.py for some)
+bench: .venv-peers/.ready .venv-few-steps/.ready  ## Run every benchmark beside its peers (BENCHMARKS=benchmarks/x.py for some)
 	@failed=; for script in $(BENCHMARKS); do \
-	  echo "== $$script"; .venv-peers/bin/python $$script || failed="$$failed $$script"; done; \
+	  environment=.venv-peers; if grep -Eq '^import torch|consilience[.]diffusion' $$script; then environment=.venv-few-steps; fi; \
+	  echo "== $$script"; $$environment/bin/python $$script || failed="$$failed $$script"; done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 clean:  ## Remove what was built: site/, demo/, caches (virtual environments stay)
@@ -94,10 +95,10 @@ clean:  ## Remove what was built: site/, demo/, caches (virtual environments sta
 
 .venv-few-steps/.ready: $(INPUTS) Makefile
 	@$(call environment,.venv-few-steps)
-	@echo "installing consilience and $(FEW_STEPS) into .venv-few-steps"
+	@echo "installing consilience, azula and $(FEW_STEPS) into .venv-few-steps"
 	@.venv-few-steps/bin/python $(PIP) -c constraints.txt $(TORCH)
-	@.venv-few-steps/bin/python $(PIP) -c constraints.txt -e '.[diffusion]' $(FEW_STEPS)
-	@.venv-few-steps/bin/python $(PIP) --no-deps torchvision==0.16.2
+	@.venv-few-steps/bin/python $(PIP) -c constraints.txt -e '.[diffusion,control]' $(FEW_STEPS)
+	@.venv-few-steps/bin/python $(PIP) --no-deps torchvision==0.16.2 azula==0.11.1
 	@touch $@
 
 .venv-optillm/.ready: Makefile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -21,10 +21,11 @@ from consilience.diffusion import consistency as c
 from consilience.diffusion.consistency import FlowMap, consistency_map, exact_map, squared
 from consilience.diffusion.consistency.maps import angle
 from consilience.diffusion.consistency.objectives.scm import draw_times, scaled, tangent
-from consilience.diffusion.consistency.objectives.slct import adaptive_c
+from consilience.diffusion.consistency.objectives.slct import adaptive_c, little_noise
 from consilience.diffusion.consistency.objectives.trajectory import Route
 from consilience.diffusion.consistency.shared import Pair, dropout_seed, pair
 from consilience.diffusion.consistency.straight import logit_normal_pair
+from consilience.diffusion.losses import edm_weight
 from consilience.testing import few_steps as laws
 
 DOUBLE = torch.float64
@@ -180,9 +181,12 @@ def ends_case(name: str, h: Callable[[Tensor], Tensor], taught: bool = True, **s
         t, s = calls[0].t, before(calls[0].t)
         values = laws.expected(h, laws.difference(process, t, s, torch.zeros_like(t)))
         found = float((values if name == "cm" else values / (t - s)).mean())
-        if name == "slct":  # and the denoising, per value, of the lowest quarter of the levels
-            v, low = laws.EIGENVALUES[:, None], c.karras_levels(process, settings["levels"])[:3]
-            found += float((2 * v * (1 - torch.sqrt(v / (v + low**2)))).mean())
+        if name == "slct":  # and five times the denoising, weighted as EDM's, of the lowest quarter of the levels
+            levels = settings["levels"]
+            highest = c.karras_levels(process, levels)[little_noise(levels)]
+            v, low = laws.EIGENVALUES[:, None], t[t <= highest * (1 + 1e-9)]
+            error = (2 * v * (1 - torch.sqrt(v / (v + low**2)))).mean(0) * edm_weight(0.5)(low)
+            found += 5 * float(error.mean()) if len(low) else 0.0
         return found
 
     def compared() -> bool:
@@ -258,9 +262,16 @@ def stuck_route(honest: Callable[..., Any]) -> Callable[..., Any]:
     return by
 
 
+def held_samples() -> AbstractContextManager[Any]:
+    """The student's own samples, which have no gradient, stay as they are while differences move its weights."""
+    noise = torch.randn(16, 2, dtype=DOUBLE, generator=laws.generator(5))
+    return replaced("tlcm", "own_samples", lambda _: lambda _student, batch, *_rest: (batch, noise))()
+
+
 def jump_case(name: str, needs: bool = False, **settings: Any) -> Case:
     """An objective of two jumps; ``needs``: it has no loss without a teacher."""
     process, objective = VPLinear(), getattr(c, name)
+    sampling = 4 if name == "tlcm" else 0  # calls by which the student draws its samples first
     grid, exact = torch.linspace(process.t_max, 0, 13, dtype=DOUBLE), exact_map(laws.gaussian(process))
     plain = {} if name == "multistepcm" else {"distance": squared}
 
@@ -298,8 +309,8 @@ def jump_case(name: str, needs: bool = False, **settings: Any) -> Case:
     def compared() -> bool:
         x0, recorder = data(process, 64), laws.Recorder(exact)
         loss(recorder.map, laws.gaussian(process) if needs else None, x0, laws.generator(1))
-        one, other = recorder.calls[:2]
-        t, u, s = route(recorder.calls, x0)
+        one, other = recorder.calls[sampling:][:2]
+        t, u, s = route(recorder.calls[sampling:], x0)
         at, to = ((row[:, None] - grid).abs().argmin(1) for row in (t, u))
         steps, longest = to - at, settings.get("longest", 1)
         jumped = bool((grid[at] == t).all()) and bool((grid[to] - u).abs().max() < 1e-12)
@@ -319,10 +330,11 @@ def jump_case(name: str, needs: bool = False, **settings: Any) -> Case:
         case, teacher = CASES[name], laws.gaussian(process)
         more = {"longest": 1} if name == "ctm" else {}
         x0 = data(process, 16)
-        return laws.gradient(
-            lambda net, other: loss(case.map(net), teacher, x0, laws.generator(3), case.map(other), **more)[0],
-            Network(2),
-        )
+        with held_samples() if name == "tlcm" else nullcontext():
+            return laws.gradient(
+                lambda net, other: loss(case.map(net), teacher, x0, laws.generator(3), case.map(other), **more)[0],
+                Network(2),
+            )
 
     def untaught(student: FlowMap, _teacher: Any, x0: Tensor, g: Any) -> Any:
         return loss(student, None, x0, g, **plain)
@@ -338,7 +350,7 @@ def jump_case(name: str, needs: bool = False, **settings: Any) -> Case:
         weight=weight if name == "multistepcm" else None,
         times=compared,
         gradient=gradient,
-        stuck=replaced(name, "matched", stuck_route),
+        stuck=replaced(name, "pair", stuck_at_t) if name == "tlcm" else replaced(name, "matched", stuck_route),
     )
 
 
@@ -646,7 +658,7 @@ CASES: dict[str, Case] = {
         ends_case("ict", _root(0.00054**2 * 2), levels=11),
         ends_case("ect", _root(0.0), decay=0.05),
         ends_case("sct", _root(0.0), taught=False, decay=0.05),
-        ends_case("slct", lambda u: torch.log1p(u / (2 * adaptive_c(11) ** 2)), taught=False, levels=11),
+        ends_case("slct", lambda u: torch.log1p(u / 2 / (2 * adaptive_c(11) ** 2)), taught=False, levels=11),
         straight_case(
             "scm",
             c.scm,
@@ -664,6 +676,7 @@ CASES: dict[str, Case] = {
         jump_case("multistepcm"),
         jump_case("pcm"),
         jump_case("mlcm", needs=True),
+        jump_case("tlcm", needs=True, segments=12),
         jump_case("tdd"),
         jump_case("scott", needs=True),
         jump_case("lcm", skip=1),

@@ -32,8 +32,9 @@ from consilience.diffusion.digits import teacher
 from consilience.diffusion.pictures import Images, grid, read, save
 from consilience.diffusion.pipeline import ImagePipeline, load
 from consilience.diffusion.quality import Classifier, classifier, halves, quality
-from consilience.diffusion.recipe import Distillation, distil
+from consilience.diffusion.recipe import distil
 from consilience.diffusion.sampling import draw, noise_of
+from consilience.diffusion.settings import Distillation
 
 EVALUATIONS = (1, 2, 4)
 MANY = 35

@@ -105,7 +105,7 @@ def broken(case: Case) -> list[str]:
 
 
 FRESH = replaced("nct", "spread", fresh_spread)
-ALONE = ("sct", "mlcm", "scott", "ayf", "rcm", "scflow", "dcm")
+ALONE = ("sct", "mlcm", "tlcm", "scott", "ayf", "rcm", "scflow", "dcm")
 """Their second state is a step from the first, by a teacher or by the data: there is no second noise."""
 MISTAKES = ("unshared noise", "no stop-gradient", "no boundary", "ratio stuck", "missing weight", "swapped s and t")
 

@@ -200,7 +200,7 @@ def rows() -> list[Row]:
     """
     alone = ["ect", "sct", "scm", "cm", "ict", "slct", "epg", "lcm", "ctm", "tcd", "tdd", "pcm", "multistepcm"]
     alone += ["consistency-fm", "meanflow", "lsd", "esd", "psd"]
-    taught = ["ect", "scm", "ayf", "scott", "mlcm", "traflow", "scflow"]
+    taught = ["ect", "scm", "ayf", "scott", "mlcm", "tlcm", "traflow", "scflow"]
     return [
         *(Row(name, parts=MEANS.get(name)) for name in alone),
         *(Row(name, note=", published c") for name in ("ect", "ict")),

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from consilience.diffusion import RectifiedFlow, metrics
 from consilience.diffusion.consistency.maps import FlowMap
-from consilience.diffusion.consistency.samplers import phased
+from consilience.diffusion.consistency.samplers import phased, segmented
 from consilience.diffusion.consistency.setups import SETUPS, few_grid
 
 PEERS = ROOT / ".venv-few-steps" / "bin" / "python"
@@ -46,16 +46,31 @@ STEPS = 10_000
 """What the schedules of objectives here count to in a run."""
 TURN = 0.25
 """Seconds of CPU time in a turn."""
-SAME = {"meanflow": "meanflow, the peer's settings", "consistency-fm": "consistency-fm, 1 segment"}
+SAME = (
+    ("meanflow", "meanflow, the peer's settings"),
+    ("meanflow", "meanflow, by differences"),
+    ("meanflow, tuned", "meanflow, tuned"),
+    ("consistency-fm", "consistency-fm, 1 segment"),
+)
 """Methods of the peer, and what the same objective is called here."""
-PEER_METHODS = {"plane": ("meanflow", "consistency-fm", "soflow"), "digits": ("meanflow", "soflow")}
-METHODS = {
-    "plane": ("meanflow", "meanflow, the peer's settings", "consistency-fm, 1 segment", "ect", "sct"),
-    "digits": ("meanflow", "meanflow, the peer's settings", "ect", "sct"),
+MEANFLOWS = ("meanflow", "meanflow, the peer's settings")
+PEER_METHODS = {
+    "plane": ("meanflow", "meanflow, tuned", "consistency-fm", "soflow"),
+    "digits": ("meanflow", "soflow"),
 }
+METHODS = {
+    "plane": (*MEANFLOWS, "meanflow, tuned", "consistency-fm, 1 segment", "ect", "sct"),
+    "digits": (*MEANFLOWS, "meanflow, by differences", "ect", "sct"),
+}
+TUNED = (0.0, 0.5)
+"""What came out best in the plane on other seeds, of as many trials as the peer got: the share of samples with s = t,
+and the power of MeanFlow's weight.
+"""
 VARIANTS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "consistency-fm, 1 segment": ("consistency-fm", 1, {}),
     "meanflow, the peer's settings": ("meanflow", None, {"instantaneous": 0.5, "power": 0.5}),
+    "meanflow, by differences": ("meanflow", None, {"instantaneous": 0.5, "power": 0.5, "jvp": "finite"}),
+    "meanflow, tuned": ("meanflow", None, {"instantaneous": TUNED[0], "power": TUNED[1], "jvp": "finite"}),
 }
 """Setups in another number of phases, or with other arguments than the paper's."""
 TICKS = {"plane": ((0.02, 0.05, 0.1, 0.2, 0.5), "lower right"), "digits": ((0.1, 0.3, 1, 3), "center left")}
@@ -211,10 +226,11 @@ class Here:
         return two_times(network) if self.setup.two_times else one_time(network)
 
     def sample(self, network: nn.Module, noise: Tensor, evaluations: int) -> Tensor:
-        """By the setup's sampler; where that has phases also in another number of steps."""
+        """By the setup's sampler; in segments by the midpoint rule, or for one evaluation by Euler's."""
         model, setup = self.map(network), self.setup
-        if setup.sampler == "phased":
-            return phased(model, noise, few_grid(FLOW, evaluations, 1.0)).x
+        if setup.within:
+            method, steps = ("euler", evaluations) if evaluations == 1 else ("flow-midpoint", evaluations // 2)
+            return segmented(model, noise, setup.grid(FLOW, steps), setup.phases, method).x
         return setup.sample(model, noise, evaluations, torch.Generator().manual_seed(0), self.sigma_data).x
 
 
@@ -290,7 +306,7 @@ class Trainee:
         """What the task's judge says of its own sampler at each number of evaluations, and of jumps of equal length."""
         module, task = self.recipe.sampled().eval(), self.task
         samplers: dict[str, Any] = {"own": lambda n: self.side.sample(module, task.noise, n)}
-        if self.row == Row("peer", "meanflow"):
+        if self.row in (Row("peer", "meanflow"), Row("peer", "meanflow, tuned")):
             model = two_times(module.model.network)
             samplers["jumps"] = lambda n: phased(model, task.noise, few_grid(FLOW, n, 1.0)).x
         return {name: {n: task.judge(draw(n), n) for n in task.evaluations} for name, draw in samplers.items()}
@@ -354,7 +370,7 @@ def pairs(found: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[list[s
     rows = []
     for task in tasks:
         by = groups(found, task.name)
-        for name, here in SAME.items():
+        for name, here in SAME:
             if ("peer", name) not in by or ("here", here) not in by:
                 continue
             theirs, ours = by["peer", name], by["here", here]

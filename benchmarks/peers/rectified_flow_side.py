@@ -28,10 +28,10 @@ class Called(nn.Module):
 
 
 class MeanFlowSide:
-    """Its MeanFlow, told t and t - r."""
+    """Its MeanFlow, told t and t - r, with its defaults but for the settings named."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.module = MeanFlow(Called(network, lambda net, x, t, delta: net(x, t, delta)))
+    def __init__(self, network: nn.Module, **settings: float) -> None:
+        self.module = MeanFlow(Called(network, lambda net, x, t, delta: net(x, t, delta)), **settings)
 
     def loss(self, data: Tensor, progress: float) -> Tensor:
         return self.module(data)
@@ -45,6 +45,13 @@ class MeanFlowSide:
         if evaluations == 1:
             return module.sample(batch_size=len(noise), data_shape=noise.shape[1:], noise=noise)
         return module.slow_sample(steps=evaluations, batch_size=len(noise), noise=noise)
+
+
+class TunedMeanFlowSide(MeanFlowSide):
+    """Its MeanFlow with the share of batches with r = t, and the power of the weight, that did best in the plane."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, prob_default_flow_obj=0.75, adaptive_loss_weight_p=1.0)
 
 
 class ConsistencySide(MeanFlowSide):
@@ -77,6 +84,7 @@ class SolutionSide(MeanFlowSide):
 
 SIDES: dict[str, type[MeanFlowSide]] = {
     "meanflow": MeanFlowSide,
+    "meanflow, tuned": TunedMeanFlowSide,
     "consistency-fm": ConsistencySide,
     "soflow": SolutionSide,
 }

@@ -176,14 +176,58 @@ def test_any_folder_of_a_stock_pipeline_is_sampled_as_it_would_itself(command, s
         (("--steps", 1, "--method", "flow-rk4"), "one step of this method takes"),
         (("--apg",), "--apg changes how --guidance acts"),
         (("--out", "picture.jpg"), "picture.jpg: expected the name of a .png file, or of a folder"),
+        (("--steps", 10**8), f"steps {10**8}: must be at least 1 and at most 10000"),
+        (("--steps", 10**30), f"steps {10**30}: must be at least 1 and at most 10000"),
+        (("--guidance", "nan"), "guidance nan: must be a finite number"),
+        (("--guidance", 1e38, "--steps", 4), "the digits teacher: 2 of 2 images are not finite; guidance 1e+38 may be"),
+        (("--guidance", -1e308, "--steps", 4, "--apg", "--out", "folder"), "of 2 images are not finite; guidance"),
+        (("--label", 10**30), f"label {10**30}: expected classes from 0 to 9"),
     ],
 )
 def test_what_cannot_be_is_said_and_leaves_nothing(command, tmp_path, flags, said):
     code, out, err = command("sample", "--count", 2, *flags)
     assert (code, out) == (2, "")
-    assert f"error: {said}" in err
+    assert err.startswith("error: ")
+    assert said in err
     assert "Traceback" not in err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_seed_that_no_generator_takes_is_refused(command, tmp_path):
+    assert command("sample", "--count", 2, "--steps", 1, "--seed", 2**63 - 1)[0] == 0
+    os.remove(tmp_path / "samples.png")
+    for seed in (2**63, 10**30):
+        code, _, err = command("sample", "--count", 2, "--steps", 1, "--seed", seed)
+        assert code == 2
+        assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_memory_that_runs_out_is_said(command, tmp_path, monkeypatch):
+    from consilience.diffusion import sampling
+
+    kinds = (
+        MemoryError("no"),
+        torch.OutOfMemoryError("no"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    )
+    for error in kinds:
+
+        def full(*_args, error=error, **_kwargs):
+            raise error
+
+        monkeypatch.setattr(sampling, "solve", full)
+        code, out, err = command("sample", "--count", 2)
+        assert (code, out) == (2, "")
+        assert "there was no memory for this: make --batch, --width, --count" in err
+    assert os.listdir(tmp_path) == []
+
+    def other(*_args, **_kwargs):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(sampling, "solve", other)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        command("sample", "--count", 2)
 
 
 def test_a_count_that_no_memory_holds_is_refused_before_anything_is_made(command, tmp_path):
@@ -386,6 +430,16 @@ def test_settings_come_from_a_file_and_flags_win(command, tmp_path):
         ("batch = 0", "batch 0: must be at least 1"),
         ("batch = 9\naccumulate = 2", "batch 9 cannot be cut"),
         ("lr = 0", "lr 0"),
+        ("lr = nan", "lr nan"),
+        ("lr = -1e38", "lr -1e+38"),
+        ("ema = 1", "ema 1"),
+        (f"seed = {10**30}", f"seed {10**30}"),
+        (f"steps = -{10**30}", f"steps -{10**30}: must be at least 1"),
+        (f"batch = {10**30}", f"batch {10**30}: must be at least 1 and at most 1e+15"),
+        (f"batch = {10**12}", f"batch {10**12}: so many images take"),
+        (f"width = {8 * 10**12}", f"width {8 * 10**12}: larger than any memory"),
+        ("phases = 2", "objective denoising: is not trained in phases"),
+        ('phases = "2"', "phases = '2': expected a whole number"),
         ("out = 3", "out = 3: expected text"),
         ("width = 12", "a width of 8 k"),
         ('data = "nowhere"', "nowhere: not found"),
@@ -475,7 +529,8 @@ def test_a_count_that_is_cut_or_small_is_said(command, tmp_path, quick, monkeypa
         (("--methods", "nonsense"), "no method 'nonsense'"),
         (("--methods", ","), "methods: name one at least"),
         (("--steps", "4,x"), "steps 4,x: expected whole numbers"),
-        (("--steps", "0,4"), "steps 0,4: must be at least 1"),
+        (("--steps", "0,4"), "steps 0: must be at least 1 and at most 10000"),
+        (("--steps", f"4,{10**12}"), f"steps {10**12}: must be at least 1 and at most 10000"),
         (("--reference", "nowhere"), "nowhere: not found"),
         (("--reference", "plain.npz"), "plain.npz: has no labels"),
         (("--reference", "large.npz"), "images (1, 4, 4), the model makes (1, 8, 8)"),

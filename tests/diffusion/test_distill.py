@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -17,19 +19,25 @@ import torch
 pytest.importorskip("diffusers", reason="needs the extra diffusion")
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra diffusion) for its digits")
 
-from diffusers import DDPMPipeline, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DiTTransformer2DModel,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from safetensors.torch import load_file
 
-from consilience.diffusion import EDM, GaussianMixture, RectifiedFlow, VPCosine, few_steps, solve
+from consilience.diffusion import EDM, GaussianMixture, RectifiedFlow, VPCosine, few_steps, recipe, solve
 from consilience.diffusion.consistency import derivative, exact_map, samplers
 from consilience.diffusion.consistency.setups import SETUPS
-from consilience.diffusion.digits import digits, network, shipped
+from consilience.diffusion.digits import digits, network, shipped, transformer
 from consilience.diffusion.few_steps import forward_differentiable, map_of
 from consilience.diffusion.huggingface import as_scheduler, grid_of
 from consilience.diffusion.pipeline import ImagePipeline, load
 from consilience.diffusion.sampling import draw, noise_of
 from consilience.diffusion.solvers.jumps import Jumps
-from consilience.diffusion.two_times import TwoTimeUNet2DModel
+from consilience.diffusion.two_times import TwoTimeUNet2DModel, two_times_of
 
 torch.set_num_threads(1)
 
@@ -63,8 +71,9 @@ def seeded(seed=0):
 
 def woken(net):
     """The network with an embedding of its second time that is not zero any more."""
-    for part in net.time_embedding.second.parameters():
-        torch.nn.init.normal_(part, std=0.3)
+    for name, part in net.named_parameters():
+        if ".second." in name:
+            torch.nn.init.normal_(part, std=0.3)
     return net
 
 
@@ -126,10 +135,25 @@ def test_a_share_that_cannot_be_is_refused():
 # ------------------------------------------------------------------------------------------------------- the network
 
 
-def test_a_network_of_two_times_starts_as_the_plain_one_and_without_s_asks_for_the_data():
+def small(kind, **settings):
+    """A plain network of diffusers, of this kind; a DiT's last layer is not zero, as it would start."""
     torch.manual_seed(0)
-    plain = network(width=8)
-    made = TwoTimeUNet2DModel.of(plain)
+    if kind == "unet":
+        return network(width=8, **settings)
+    made = transformer(width=8, **settings)
+    for part in made.modules():
+        if isinstance(part, torch.nn.Linear):
+            torch.nn.init.normal_(part.weight, std=0.2)
+    return made
+
+
+kinds = pytest.mark.parametrize("kind", ["unet", "dit"])
+
+
+@kinds
+def test_a_network_of_two_times_starts_as_the_plain_one_and_without_s_asks_for_the_data(kind):
+    plain = small(kind)
+    made = two_times_of(plain).eval()
     x, t, y = torch.randn(3, 1, 8, 8), torch.tensor([900.0, 400.0, 3.0]), torch.tensor([1, 2, 10])
     both = torch.stack([t, torch.tensor([20.0, 5.0, 0.0])])
     with torch.no_grad():
@@ -143,12 +167,17 @@ def test_a_network_of_two_times_starts_as_the_plain_one_and_without_s_asks_for_t
         assert torch.equal(told[2], data[2])
 
 
-def test_it_is_saved_and_loaded_by_its_configuration_alone(tmp_path):
-    net = woken(TwoTimeUNet2DModel.of(network(width=8)))
+@kinds
+def test_it_is_saved_and_loaded_by_its_configuration_alone(tmp_path, kind):
+    net = woken(two_times_of(small(kind)))
     net.save_pretrained(tmp_path)
-    again = TwoTimeUNet2DModel.from_pretrained(tmp_path)
+    again = type(net).from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
-    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "TwoTimeUNet2DModel"
+    name = "TwoTimeUNet2DModel" if kind == "unet" else "TwoTimeDiTTransformer2DModel"
+    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == name
+
+
+def test_a_time_embedding_that_is_not_sinusoidal_is_refused():
     with pytest.raises(ValueError, match="sinusoidal"):
         TwoTimeUNet2DModel(
             block_out_channels=(8, 8),
@@ -160,9 +189,10 @@ def test_it_is_saved_and_loaded_by_its_configuration_alone(tmp_path):
         )
 
 
+@kinds
 @pytest.mark.parametrize("stock", [FLOW, EDMEulerScheduler()], ids=lambda stock: type(stock).__name__)
-def test_the_map_of_a_network_is_the_identity_where_it_stands(stock):
-    net = woken(TwoTimeUNet2DModel.of(network(width=8))).double()
+def test_the_map_of_a_network_is_the_identity_where_it_stands(stock, kind):
+    net = woken(two_times_of(small(kind))).double().eval()
     flow_map = map_of(net, stock)
     x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -170,10 +200,10 @@ def test_the_map_of_a_network_is_the_identity_where_it_stands(stock):
             torch.testing.assert_close(flow_map(x, t, t, class_labels=torch.arange(4)), x)
 
 
-def test_forward_mode_goes_through_its_attention():
+@kinds
+def test_forward_mode_goes_through_its_attention(kind):
     """The exact derivative by forward mode against backward mode, contracted with one direction."""
-    torch.manual_seed(0)
-    plain = TwoTimeUNet2DModel.of(network(width=8))
+    plain = two_times_of(small(kind)).eval()
     x, t, s = torch.randn(2, 1, 8, 8), torch.tensor([0.9, 0.4]), torch.tensor([0.2, 0.1])
     labels = torch.tensor([3, 4])
     flow_map = map_of(woken(forward_differentiable(plain)), FLOW)
@@ -191,6 +221,21 @@ def test_forward_mode_goes_through_its_attention():
 
 
 # ----------------------------------------------------------------------------------------- the scheduler and the folder
+
+
+def test_our_scheduler_steps_a_dit_of_two_times_as_the_sampler_goes():
+    """diffusers' way by hand: the scheduler's timesteps to the network, its outputs to the scheduler."""
+    net = woken(two_times_of(small("dit"))).eval()
+    scheduler = as_scheduler(FLOW, "chain")
+    scheduler.register_to_config(two_times=True, levels={"3": [1.7, 0.4]}, guidance=1.0)
+    x, labels = torch.randn(3, 1, 8, 8, generator=seeded()), torch.tensor([1, 2, 3])
+    grid = torch.tensor([1.0, 1.7 / 2.7, 0.4 / 1.4, 0.0], dtype=torch.float64)
+    scheduler.set_timesteps(3)
+    with torch.no_grad():
+        wanted = samplers.phased(map_of(net, FLOW), x, grid, class_labels=labels).x
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t, class_labels=labels).sample, t, x).prev_sample
+    torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("two_times", [False, True])
@@ -319,6 +364,8 @@ import consilience.diffusion.pipeline as ours
 from diffusers import DDPMPipeline
 stock, own = DDPMPipeline.from_pretrained(sys.argv[1]), ours.ImagePipeline.from_pretrained(sys.argv[2])
 print(type(stock.unet).__name__, stock.scheduler.config["method"], own.classes, len(own(2, 2).images))
+dit = ours.ImagePipeline.from_pretrained(sys.argv[3])
+print(type(dit.transformer).__name__, dit.classes, len(dit(2, 2, class_labels=[3, 4]).images))
 """
 
 
@@ -328,13 +375,14 @@ def test_a_process_that_has_imported_the_pipeline_alone_loads_what_was_saved(tmp
     two = TwoTimeUNet2DModel.of(network(classes=None, width=8))
     DDPMPipeline(two, scheduler).save_pretrained(tmp_path / "stock")
     ImagePipeline.of(network(width=8), as_scheduler(FLOW, "consistency")).save_pretrained(tmp_path / "own")
+    ImagePipeline.of(two_times_of(transformer(width=8)), scheduler).save_pretrained(tmp_path / "dit")
     done = subprocess.run(
-        [sys.executable, "-c", LOADED, tmp_path / "stock", tmp_path / "own"],
+        [sys.executable, "-c", LOADED, tmp_path / "stock", tmp_path / "own", tmp_path / "dit"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert done.stdout == "TwoTimeUNet2DModel chain 10 2\n", done.stderr
+    assert done.stdout == "TwoTimeUNet2DModel chain 10 2\nTwoTimeDiTTransformer2DModel 10 2\n", done.stderr
 
 
 @pytest.mark.slow
@@ -379,9 +427,134 @@ def test_a_training_that_diverges_is_said_and_goes_on_at_a_lower_rate(command):
     code, _, err = command(*flags, "--lr", 1e30)
     assert code == 2
     assert "the loss is nan" in err
+    assert "nothing was saved before" in err
     assert "Traceback" not in err
     code, _, err = command(*flags)
     assert code == 0, err
+
+
+def contents(folder):
+    """Every file's bytes, but the log's, whose rows after the checkpoint are dropped when the run goes on."""
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "log.jsonl"}
+
+
+def test_a_run_taken_up_at_a_rate_that_overflows_loses_nothing(command, tmp_path):
+    flags = ("distill", "--teacher", "plain", *TINY, "--out", "student")
+    assert command(*flags, "--lr", 1e38)[0] == 2  # at once: there is nothing to lose
+    assert command(*flags)[0] == 0
+    before = contents(tmp_path / "student")
+    code, out, err = command(*flags, "--steps", 8, "--lr", 1e39)
+    assert (code, out) == (2, "")
+    assert "the optimizer's update at step 5 overflows" in err
+    assert "at a rate of 5e+38; the checkpoint of step 4 is still good" in err
+    assert "Traceback" not in err
+    assert contents(tmp_path / "student") == before
+    code, _, err = command(*flags, "--steps", 6)
+    assert code == 0, err
+    assert "4 steps done before, 2 to go" in err
+
+
+def test_a_model_that_makes_no_numbers_takes_no_other_models_place(command, tmp_path):
+    flags = ("distill", "--teacher", "plain", "--batch", 8, "--out", "student")
+    assert command(*flags, "--steps", 1)[0] == 0
+    before = contents(tmp_path / "student" / "unet")
+    code, _, err = command(*flags, "--steps", 2, "--lr", 1e30)
+    assert code == 2
+    assert "the images of the model after step 2 are not finite" in err
+    assert contents(tmp_path / "student" / "unet") == before
+
+
+def test_fewer_steps_than_are_done_are_refused_and_change_nothing(command, tmp_path):
+    flags = ("distill", "--teacher", "plain", *TINY, "--out", "student")
+    assert command(*flags)[0] == 0
+    before = contents(tmp_path / "student")
+    code, out, err = command(*flags, "--steps", 3)
+    assert (code, out) == (2, "")
+    assert "student: 4 steps are done already, more than steps = 3: ask for 4 or more" in err
+    assert contents(tmp_path / "student") == before
+    assert json.loads((tmp_path / "student" / "run" / "recipe.json").read_text())["steps"] == 4
+    assert command(*flags)[0] == 0
+
+
+def test_the_phases_are_in_the_recipe_and_in_how_the_folder_is_sampled(command, tmp_path):
+    flags = ("distill", "--teacher", "plain", "--objective", "pcm", *TINY, "--out", "student")
+    code, _, err = command(*flags, "--phases", 3)
+    assert code == 0, err
+    assert "levels of its own for 3 evaluations" in err
+    assert json.loads((tmp_path / "student" / "run" / "recipe.json").read_text())["phases"] == 3
+    assert {path.name for path in (tmp_path / "student" / "samples").iterdir()} == {"000002-3.png", "000004-3.png"}
+    pipe = load(tmp_path / "student")
+    grid = grid_of(pipe.scheduler.config, RectifiedFlow(), "chain", 3)
+    torch.testing.assert_close(grid, SETUPS["pcm"].edges(RectifiedFlow(), 3))
+    assert "trained in phases" not in command("sample", "--model", "student", "--steps", 3, "--count", 2)[2]
+    code, _, err = command(*flags)
+    assert code == 2
+    assert "student: a run with phases = 3, this one has 4" in err
+
+
+def test_a_recipe_from_before_there_were_phases_has_its_objectives_own(command, tmp_path):
+    flags = ("distill", "--teacher", "plain", "--objective", "pcm", *TINY, "--out", "student")
+    assert command(*flags)[0] == 0
+    place = tmp_path / "student" / "run" / "recipe.json"
+    kept = json.loads(place.read_text())
+    assert kept.pop("phases") == 4
+    place.write_text(json.dumps(kept))
+    assert command(*flags)[0] == 0
+    place.write_text(json.dumps(kept))
+    assert "a run with phases = 4, this one has 2" in command(*flags, "--phases", 2)[2]
+
+
+COMMAND = "import sys; from consilience.cli import main; sys.argv[0] = 'consilience'; main()"
+
+
+def test_the_teacher_sits_where_its_process_computes(monkeypatch, tmp_path, teachers):
+    """Not on the first device of the machine, where every process's teacher would come to lie."""
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+    def asked(network, *_):
+        raise InterruptedError(network.device)
+
+    monkeypatch.setattr(recipe, "Processes", Elsewhere)
+    monkeypatch.setattr(recipe, "from_diffusers", asked)
+    images, labels = digits()
+    settings = recipe.Distillation(teacher=str(teachers / "plain"))
+    with pytest.raises(InterruptedError, match="meta"):
+        recipe.distil(settings, few_steps.Images(images, labels, "digits"), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_student_in_one_folder(command, tmp_path):
+    """gloo on loopback: what two parts of one process make, taken up by both; one of them writes."""
+    flags = ["diffusion", "distill", "--teacher", "plain", "--objective", "cm", *TINY, "--out", "both"]
+    for steps in ("4", "6"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", COMMAND, *flags, "--steps", steps],
+                env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ("0", "1")
+        ]
+        try:
+            for process in started:
+                _, words = process.communicate(timeout=300)
+                assert process.returncode == 0, words
+        finally:
+            for process in started:
+                process.kill()
+        alone = ("distill", "--teacher", "plain", "--objective", "cm", *TINY, "--accumulate", 2, "--out", "one")
+        assert command(*alone, "--steps", steps)[0] == 0
+        state, other = (load(tmp_path / name).network.state_dict() for name in ("one", "both"))
+        for name in state:
+            torch.testing.assert_close(other[name], state[name], rtol=1e-3, atol=1e-5)
+    assert sorted(os.listdir(tmp_path / "both")) == sorted(os.listdir(tmp_path / "one"))
 
 
 def test_averages_are_named_alike_in_every_process():
@@ -420,6 +593,19 @@ def test_train_takes_an_objective_without_a_teacher(command, tmp_path):
         (("distill", "--steps", 0), "steps 0: must be at least 1"),
         (("distill", "--lr", "inf"), "lr inf, ema 0.995, seed 0: need a finite lr > 0"),
         (("distill", "--precision", "half"), "precision 'half': expected one of"),
+        (("distill", "--phases", 2), "objective ect: is not trained in phases: leave phases out, or take one of: pcm"),
+        (("distill", "--objective", "tdd", "--phases", 2), "objective tdd: is not trained in phases"),
+        (("train", "--phases", 2), "objective denoising: is not trained in phases"),
+        (("distill", "--objective", "pcm", "--phases", 0), "phases 0: must be from 1 to 50"),
+        (("train", "--objective", "pcm", "--phases", 51), "phases 51: must be from 1 to 50"),
+        (("distill", "--lr", "nan"), "lr nan, "),
+        (("distill", "--ema", "nan"), "ema nan, "),
+        (("distill", "--seed", 10**30), f"seed {10**30}: need a finite lr"),
+        (("distill", "--batch", 10**12), f"batch {10**12}: so many images take"),
+        (("distill", "--batch", 10**30), f"batch {10**30}: must be at least 1 and at most 1e+15"),
+        (("distill", "--steps", 10**400), "000: must be at least 1 and at most 1e+15"),
+        (("train", "--width", 10**6 * 8), f"width {8 * 10**6}: training"),
+        (("train", "--width", 10**12 * 8), f"width {8 * 10**12}: larger than any memory"),
     ],
 )
 def test_what_cannot_be_trained_is_said(command, tmp_path, flags, said):
@@ -455,14 +641,31 @@ def test_a_folder_of_another_run_is_refused(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dit_is_distilled_by_an_objective_of_one_time_alone(command, tmp_path):
+def test_a_dit_is_distilled_by_objectives_of_one_time_and_of_two(command, tmp_path):
     assert command("train", "--model", "dit", "--width", 8, *TINY, "--out", "dit")[0] == 0
-    code, _, err = command("distill", "--teacher", "dit", *TINY, "--out", "student")
-    assert code == 0, err
-    assert load(tmp_path / "student").transformer is not None
-    code, _, err = command("distill", "--teacher", "dit", "--objective", "lsd", *TINY, "--out", "two")
-    assert code == 2
-    assert "a UNet2DModel alone" in err
+    for objective, kind in (("ect", "DiTTransformer2DModel"), ("lsd", "TwoTimeDiTTransformer2DModel")):
+        code, _, err = command("distill", "--teacher", "dit", "--objective", objective, *TINY, "--out", objective)
+        assert code == 0, err
+        assert type(load(tmp_path / objective).transformer).__name__ == kind
+        assert command("sample", "--model", objective, "--steps", 2, "--count", 4, "--out", f"{objective}-2")[0] == 0
+
+
+def test_a_student_that_is_a_dit_drops_no_labels_by_itself(tmp_path):
+    """A DiT that was loaded from a folder would, in each of its blocks, at random."""
+    torch.manual_seed(0)
+    transformer(width=8).save_pretrained(tmp_path)
+    net = DiTTransformer2DModel.from_pretrained(tmp_path)
+    x, t, y = torch.randn(64, 1, 8, 8), torch.full((64,), 300.0), torch.arange(64) % 10
+    for objective in ("ect", "lsd"):
+        student = few_steps.student_of(copy.deepcopy(net), SETUPS[objective], objective)
+        with torch.no_grad():
+            shown, wanted = (student.train(mode)(x, t, class_labels=y).sample for mode in (True, False))
+        assert torch.equal(shown, wanted)
+
+
+def test_another_network_is_refused_by_its_name():
+    with pytest.raises(few_steps.InputError, match=r"objective lsd: a Linear cannot be told two times here"):
+        few_steps.student_of(torch.nn.Linear(2, 2), SETUPS["lsd"], "lsd")
 
 
 def test_a_run_from_before_there_were_objectives_goes_on(command, tmp_path):

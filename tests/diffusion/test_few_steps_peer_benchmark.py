@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MEANFLOWS = ["meanflow", "meanflow, the peer's settings"]
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def test_the_benchmark_trains_every_row_for_its_time_and_trains_none_twice(tmp_p
         assert row["steps"] >= 1
         assert len({at["distance"] for at in row["at"].values()}) == len(row["at"]) >= 2
     ours = [row["method"] for row in result["rows"] if row["side"] == "here" and row["task"] == "plane"]
-    assert ours == ["meanflow", "meanflow, the peer's settings", "consistency-fm, 1 segment", "ect", "sct"]
+    assert ours == [*MEANFLOWS, "meanflow, tuned", "consistency-fm, 1 segment", "ect", "sct"]
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
@@ -39,6 +40,9 @@ def test_the_page_has_every_row_of_both_tables():
     page = (ROOT / "docs" / "results" / "few-steps-peer.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([a-z0-9-]+(?:, [a-z0-9 ']+)?) \| (rectified-flow-pytorch|here) \| (\d+) \|", page, re.M)
     found = {(name, side) for name, side, _ in rows}
-    assert {(name, "rectified-flow-pytorch") for name in ("meanflow", "consistency-fm", "soflow")} <= found
-    assert {(name, "here") for name in ("meanflow", "consistency-fm, 1 segment", "ect", "sct")} <= found
+    assert {
+        (name, "rectified-flow-pytorch") for name in ("meanflow", "meanflow, tuned", "consistency-fm", "soflow")
+    } <= found
+    ours = (*MEANFLOWS, "meanflow, tuned", "meanflow, by differences", "consistency-fm, 1 segment", "ect", "sct")
+    assert {(name, "here") for name in ours} <= found
     assert all(int(steps) > 0 for *_, steps in rows)

@@ -90,8 +90,8 @@ def test_the_example_file_holds_the_defaults():
     import tomllib
     from dataclasses import asdict
 
-    from consilience.diffusion.recipe import Recipe
+    from consilience.diffusion.settings import Recipe
 
     settings = tomllib.loads((ROOT / "examples" / "diffusion.toml").read_text(encoding="utf-8"))
     assert settings.pop("out") == "diffusion-run"
-    assert settings == asdict(Recipe())
+    assert settings == {name: value for name, value in asdict(Recipe()).items() if value is not None}

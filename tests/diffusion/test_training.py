@@ -487,11 +487,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path: Pa
     def loss(model: nn.Module, batch: Tensor, generator: torch.Generator, context: Context) -> Tensor:
         return still_loss(model, batch, generator) / (0.0 if context.step == 6 else 1.0)
 
-    with pytest.raises(FloatingPointError, match="by step 8"):
+    with pytest.raises(
+        FloatingPointError, match="the loss was first not finite at step 7; the checkpoint of step 6 is still"
+    ):
         train(plain(), loss, ROWS, steps=12, out=tmp_path, save_every=2, **RUN | {"log_every": 8})
     saved = read(tmp_path / CHECKPOINT)
     assert saved["step"] == 6
     assert all(bool(torch.isfinite(value).all()) for value in saved["model"].values())
+
+
+def test_what_diverged_first_is_named_with_its_step(tmp_path: Path):
+    """The loss of untouched weights, a gradient before its loss, weights of the last step, and Adam's own overflow."""
+
+    def nothing(model: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
+        return still_loss(model, batch, generator) / 0.0
+
+    def steep(model: nn.Module, batch: Tensor, generator: torch.Generator, context: Context) -> Tensor:
+        loss = still_loss(model, batch, generator)
+        return loss + (1e-40 * loss.detach() - 1e-40 * loss).sqrt() if context.step == 2 else loss
+
+    def run(loss: Any, **more: Any) -> Trained:
+        return train(plain(), loss, ROWS, steps=4, **RUN | more)
+
+    with pytest.raises(
+        FloatingPointError, match=r"loss was first not finite at step 1; nothing .* still those it began"
+    ):
+        run(nothing)
+    with pytest.raises(
+        FloatingPointError, match="the gradient was first not finite at step 3; nothing was saved before"
+    ):
+        run(steep)
+    with pytest.raises(FloatingPointError, match="the weights are no longer finite after step 4"):
+        run(still_loss, lr=lambda step: float("inf") if step == 3 else 0.01, out=tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+    with pytest.raises(
+        FloatingPointError, match=r"update at step 1 overflows: .* a rate of 1e\+300; nothing was saved"
+    ):
+        train(plain().float(), still_loss, ROWS.float(), steps=4, **RUN | {"lr": 1e300})
 
 
 def test_a_half_written_line_of_the_log_is_dropped(tmp_path: Path):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion.denoisers import Denoiser
+from consilience.diffusion.processes import standard_normal
 
 
 def ays_grid(
@@ -69,7 +70,7 @@ def _distances(model: Denoiser, data: Tensor, sigmas: np.ndarray, generator: tor
     """E||D(x_k, k) - D(x_i, i)||^2 of all pairs of levels, on forward paths x_k = x_(k-1) + noise: [levels, levels]."""
     process, state, seen, last = model.process, data, [], 0.0
     for sigma in sigmas.tolist():
-        fresh = torch.randn(data.shape, generator=generator, dtype=data.dtype, device=data.device)
+        fresh = standard_normal(data.shape, data, generator)
         state, last = state + fresh * (sigma**2 - last**2) ** 0.5, sigma
         t = process.time(torch.tensor(sigma, dtype=torch.float64))
         with torch.no_grad():

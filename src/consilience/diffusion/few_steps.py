@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from consilience.diffusion import metrics
 from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.samplers import golden
-from consilience.diffusion.consistency.setups import SETUPS, Setup
+from consilience.diffusion.consistency.setups import GRID, SETUPS, Setup
 from consilience.diffusion.consistency.shared import Result
 from consilience.diffusion.denoisers import Denoiser
+from consilience.diffusion.digits import keeping_labels
 from consilience.diffusion.huggingface import as_scheduler, from_diffusers, grid_at, trained_on
 from consilience.diffusion.pictures import Images
 from consilience.diffusion.pipeline import ImagePipeline
@@ -23,7 +25,7 @@ from consilience.diffusion.sampling import noise_of
 from consilience.diffusion.solve import solve, steps_of
 from consilience.diffusion.training import Context
 from consilience.diffusion.training.ema import Profile
-from consilience.diffusion.two_times import TwoTimeUNet2DModel
+from consilience.diffusion.two_times import TwoTimeDiTTransformer2DModel, TwoTimeUNet2DModel, two_times_of
 from consilience.errors import InputError
 
 METHODS = {"multistep": "consistency", "chain": "chain", "phased": "chain", "tcd": "tcd"}
@@ -34,8 +36,11 @@ REACH = math.log(8)
 """How far from 1 the logarithm of the factor is searched."""
 
 
-def setup_of(objective: str, taught: bool) -> Setup:
-    """The setup of this name for training with or without a teacher; raises InputError where it cannot be had."""
+def setup_of(objective: str, taught: bool, phases: int | None = None) -> Setup:
+    """The setup of this name for training with or without a teacher, in so many phases, by default its own.
+
+    Raises InputError where it cannot be had, or not in phases.
+    """
     if objective not in SETUPS:
         raise InputError(f"no objective {objective!r}; there are: {', '.join(offered(taught))}")
     setup = SETUPS[objective]
@@ -50,7 +55,16 @@ def setup_of(objective: str, taught: bool) -> Setup:
             f"objective {objective}: distils a teacher: use `consilience diffusion distill`, or one of: "
             f"{', '.join(offered(taught))}"
         )
-    return setup
+    return setup if phases is None else _in_phases(setup, objective, phases, offered(taught))
+
+
+def _in_phases(setup: Setup, objective: str, phases: int, names: list[str]) -> Setup:
+    if setup.edges is None:
+        phased = ", ".join(name for name in names if SETUPS[name].edges is not None)
+        raise InputError(f"objective {objective}: is not trained in phases: leave phases out, or take one of: {phased}")
+    if not 1 <= phases <= GRID:
+        raise InputError(f"phases {phases}: must be from 1 to {GRID}")
+    return dataclasses.replace(setup, phases=phases)
 
 
 def offered(taught: bool) -> list[str]:
@@ -61,19 +75,16 @@ def offered(taught: bool) -> list[str]:
 def map_of(network: Any, scheduler: Any) -> FlowMap:
     """A diffusers network as a flow map on the process of its scheduler; one of one time lands by a DDIM step."""
     model = from_diffusers(network, scheduler)
-    if isinstance(network, TwoTimeUNet2DModel):
+    if isinstance(network, TwoTimeUNet2DModel | TwoTimeDiTTransformer2DModel):
         return FlowMap(lambda x, t, s, **cond: model.function(x, t, s=s, **cond), model.process, model.prediction)
     return FlowMap(lambda x, t, s, **cond: model.function(x, t, **cond), model.process, model.prediction)
 
 
 def student_of(network: Any, setup: Setup, objective: str) -> Any:
     """The network that the objective trains, starting as ``network``; raises InputError where it cannot be told s."""
-    if not setup.two_times:
-        return forward_differentiable(network)
-    if type(network).__name__ != "UNet2DModel":
-        raise InputError(f"objective {objective}: its network is told two times, which a UNet2DModel alone can be here")
     try:
-        return forward_differentiable(TwoTimeUNet2DModel.of(network))
+        told = two_times_of(network) if setup.two_times else network
+        return forward_differentiable(keeping_labels(told))
     except ValueError as error:
         raise InputError(f"objective {objective}: {error}") from error
 
@@ -132,9 +143,9 @@ class FewStepLoss:
         return made if process is made.process else made.on(process)
 
 
-def averages(setup: Setup, steps: int, rate: float) -> list[Profile | float]:
+def averages(setup: Setup, steps: int, rate: float, taught: bool = False) -> list[Profile | float]:
     """What the trainer keeps: the average that is the objective's target, if any, and then that of the rate, if any."""
-    target = setup.average(steps)
+    target = setup.average(steps, taught)
     return [*([] if target is None else [target]), *([rate] if rate else [])]
 
 
@@ -144,7 +155,8 @@ def scheduler_for(stock: Any, setup: Setup, guidance: float, levels: dict[str, l
     process = trained_on(dict(made.config), "").process
     edges = None
     if setup.edges is not None:
-        edges = {str(setup.phases): process.ratio(setup.edges(process, setup.phases))[1:-1].tolist()}
+        counts = [setup.phases * n for n in ((1, 2, 3) if setup.within else (1,))]
+        edges = {str(n): process.ratio(setup.grid(process, n))[1:-1].tolist() for n in counts}
     made.register_to_config(two_times=setup.two_times, guidance=guidance, levels=levels or edges)
     return made
 

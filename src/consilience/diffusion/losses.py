@@ -136,7 +136,7 @@ def self_perceptual_loss(
     The model predicts x0 and eps at a time t; both the true and the predicted pair are put together at another time,
     and ``critic``, a denoiser around a frozen copy of the trained network (see `frozen`), sees the two states.
     ``features`` is the layer of that copy whose output is compared, the middle block of a UNet. Conditions go to both.
-    Source: Lin and Yang 2024, arXiv:2401.00110, section 4 (the loss is between features at one layer, t' uniform).
+    Source: Lin and Yang 2024, arXiv:2401.00110 (one layer's features, t' uniform, a frozen copy, not an average).
     """
     process = model.process
     example = noised(process, batch, generator, times)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion.denoisers import Denoiser, as_time
-from consilience.diffusion.processes import EDM, PFGMPP, Process
+from consilience.diffusion.processes import EDM, PFGMPP, Process, standard_normal
 
 
 class GaussianMixture(Denoiser):
@@ -67,8 +67,9 @@ class GaussianMixture(Denoiser):
         """Data, [count, D]."""
         if count < 1:
             raise ValueError(f"the number of data must be at least 1, got {count}")
-        which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        normal = torch.randn(count, self.dim, dtype=self.means.dtype, device=self.means.device, generator=generator)
+        weights = self.weights if generator is None else self.weights.to(generator.device)
+        which = torch.multinomial(weights, count, replacement=True, generator=generator).to(self.means.device)
+        normal = standard_normal((count, self.dim), self.means, generator)
         scaled = normal * self._values[which].sqrt()
         return self.means[which] + torch.einsum("nij,nj->ni", self._vectors[which], scaled)
 

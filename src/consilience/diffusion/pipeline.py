@@ -18,12 +18,15 @@ from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.guidance import classifier_free
 from consilience.diffusion.huggingface import as_scheduler, from_diffusers, grid_of
 from consilience.diffusion.solve import solve
-from consilience.diffusion.two_times import TwoTimeUNet2DModel
+from consilience.diffusion.two_times import TwoTimeDiTTransformer2DModel, TwoTimeUNet2DModel
 from consilience.errors import InputError
 
 _NETWORKS: dict[str, dict[str, Any]] = {
     "unet": {"UNet2DModel": UNet2DModel, "TwoTimeUNet2DModel": TwoTimeUNet2DModel},
-    "transformer": {"DiTTransformer2DModel": DiTTransformer2DModel},
+    "transformer": {
+        "DiTTransformer2DModel": DiTTransformer2DModel,
+        "TwoTimeDiTTransformer2DModel": TwoTimeDiTTransformer2DModel,
+    },
 }
 
 

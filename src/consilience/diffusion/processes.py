@@ -54,7 +54,7 @@ class Process(ABC):
 
     def noise(self, shape: tuple[int, ...], t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The noise that `add_noise` takes, of the dtype and device of ``t``: standard normal."""
-        return torch.randn(shape, generator=generator, dtype=t.dtype, device=t.device)
+        return standard_normal(shape, t, generator)
 
     def prior(
         self,
@@ -67,6 +67,15 @@ class Process(ABC):
         """Where sampling starts: x at ``t_max`` without its signal, [batch, ...]."""
         t = torch.tensor(self.t_max, dtype=dtype, device=device)
         return self.sigma(t) * self.noise(shape, t, generator)
+
+
+def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers of the dtype and device of ``like``, drawn where the generator is and then moved there.
+
+    So a generator of the CPU serves every device, and gives the same numbers on all of them.
+    """
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
@@ -139,12 +148,13 @@ class PFGMPP(EDM):
         """Radius R with R^2 / (r^2 + R^2) ~ Beta(dim/2, extra_dim/2), in a uniform direction, divided by sigma."""
         if math.prod(shape[1:]) != self.dim:
             raise ValueError(f"samples of shape {tuple(shape[1:])} have not {self.dim} dimensions")
-        direction = torch.randn(shape, generator=generator, dtype=t.dtype, device=t.device)
+        direction = standard_normal(shape, t, generator)
         flat = direction.reshape(shape[0], -1)
         flat = flat / flat.norm(dim=1, keepdim=True)
-        halves = torch.tensor([self.dim / 2, self.extra_dim / 2], dtype=torch.float64, device=t.device)
+        device = t.device if generator is None else generator.device
+        halves = torch.tensor([self.dim / 2, self.extra_dim / 2], dtype=torch.float64, device=device)
         gammas = torch._standard_gamma(halves.expand(shape[0], 2), generator=generator)
-        radius = math.sqrt(self.extra_dim) * (gammas[:, 0] / gammas[:, 1]).sqrt().to(t.dtype)
+        radius = math.sqrt(self.extra_dim) * (gammas[:, 0] / gammas[:, 1]).sqrt().to(t)
         return (radius[:, None] * flat).reshape(shape)
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from consilience.diffusion.consistency.setups import Setup
+from consilience.diffusion.consistency.setups import SETUPS, Setup
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.digits import HERE, network, transformer
 from consilience.diffusion.few_steps import FewStepLoss, averages, scheduler_for, searched, setup_of, student_of
@@ -37,136 +35,15 @@ from consilience.diffusion.losses import (
 from consilience.diffusion.pictures import Images, grid, save
 from consilience.diffusion.pipeline import ImagePipeline, load
 from consilience.diffusion.processes import Process
-from consilience.diffusion.sampling import draw, noise_of
-from consilience.diffusion.training import Decay, assigned, cosine, train
+from consilience.diffusion.sampling import check_memory, draw, noise_of
+from consilience.diffusion.settings import DENOISING, Distillation, Recipe, claimed
+from consilience.diffusion.training import Decay, Trained, assigned, cosine, train
 from consilience.diffusion.training.ema import Profile
+from consilience.diffusion.training.processes import Processes
 from consilience.errors import InputError
-from consilience.record import replacing
 
-DENOISING = "denoising"
-"""The objective of models that are sampled by solvers."""
 DROP = 0.15
 """The share of samples whose class is not shown, so that the model can also be asked without a class."""
-
-CHOICES = {
-    "model": ("unet", "dit"),
-    "process": ("flow", "vp", "edm"),
-    "loss": ("plain", "min-snr"),
-    "precision": ("float32", "bf16"),
-}
-MAY_CHANGE = ("steps", "lr", "precision", "sample_every")
-"""Settings that may differ when a run is taken up again."""
-
-_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All settings of a training run; ``unconditional`` leaves the labels of the data out.
-
-    ``objective`` other than "denoising" is one of `SETUPS` that needs no teacher: a model for few steps. ``ema`` is the
-    rate of the average of the weights that is kept; ``lr`` falls along a cosine after a rise of a fortieth of the
-    steps. Raises InputError naming the setting that cannot be.
-    """
-
-    data: str = "digits"
-    model: str = "unet"
-    width: int = 32
-    process: str = "flow"
-    objective: str = DENOISING
-    loss: str = "plain"
-    immiscible: bool = False
-    unconditional: bool = False
-    steps: int = 4000
-    batch: int = 64
-    lr: float = 1e-3
-    ema: float = 0.999
-    accumulate: int = 1
-    precision: str = "float32"
-    seed: int = 0
-    sample_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        if self.width < 1:
-            raise InputError(f"width {self.width}: must be at least 1")
-        _check_run(self)
-        if self.objective != DENOISING:
-            setup_of(self.objective, taught=False)
-            if self.loss != "plain" or self.immiscible:
-                raise InputError(f"objective {self.objective}: has a loss of its own: leave loss and immiscible out")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], where: str) -> Recipe:
-        """One from a mapping; raises InputError for an unknown key or a value of the wrong type, naming both."""
-        return cls(**_checked(cls, settings, where))
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """All settings of making a few-step student of a teacher.
-
-    ``teacher`` is a folder that diffusers saved, or "digits" for the model of the package; ``objective`` is one of
-    `SETUPS`; ``guidance`` is the scale of classifier-free guidance that the teacher is asked at, which then is in the
-    student's weights. ``ema`` is the rate of the average of the weights that is kept; ``lr`` falls along a cosine.
-    Raises InputError naming the setting that cannot be.
-    """
-
-    teacher: str = "digits"
-    objective: str = "ect"
-    data: str = "digits"
-    guidance: float = 1.0
-    steps: int = 2000
-    batch: int = 64
-    lr: float = 3e-4
-    ema: float = 0.995
-    accumulate: int = 1
-    precision: str = "float32"
-    seed: int = 0
-    sample_every: int = 500
-
-    def __post_init__(self) -> None:
-        if self.precision not in CHOICES["precision"]:
-            raise InputError(f"precision {self.precision!r}: expected one of {', '.join(CHOICES['precision'])}")
-        _check_run(self)
-        setup = setup_of(self.objective, taught=True)
-        if not math.isfinite(self.guidance):
-            raise InputError(f"guidance {self.guidance}: must be a finite number")
-        if self.guidance != 1 and setup.teacher == "none":
-            raise InputError(
-                f"objective {self.objective}: asks no teacher, so that none can be guided: leave guidance out"
-            )
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any], where: str) -> Distillation:
-        """One from a mapping; raises InputError for an unknown key or a value of the wrong type, naming both."""
-        return cls(**_checked(cls, settings, where))
-
-
-def _check_run(run: Recipe | Distillation) -> None:
-    """What both kinds of run must have."""
-    for name in ("steps", "batch", "accumulate", "sample_every"):
-        if getattr(run, name) < 1:
-            raise InputError(f"{name} {getattr(run, name)}: must be at least 1")
-    if not 0 < run.lr < math.inf or not 0 <= run.ema < 1 or run.seed < 0:
-        raise InputError(f"lr {run.lr}, ema {run.ema}, seed {run.seed}: need a finite lr > 0, 0 <= ema < 1, seed >= 0")
-    if run.batch % run.accumulate:
-        raise InputError(f"batch {run.batch} cannot be cut into accumulate = {run.accumulate} equal parts")
-
-
-def _checked(kind: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings whose names and types are those of the fields of ``kind``."""
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    for name, value in settings.items():
-        if name not in defaults:
-            raise InputError(f"{where}: no setting {name!r}; there are: {', '.join(defaults)}")
-        wanted = type(defaults[name])
-        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise InputError(f"{where}: {name} = {value!r}: expected {_TYPES[wanted]}")
-    return dict(settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +79,7 @@ def follow(recipe: Recipe, data: Images, out: Path, progress: bool = True) -> Ma
     recipe or images that the network cannot take, KeyboardInterrupt once a run that was interrupted is saved.
     """
     classes = None if recipe.unconditional else data.classes
+    _check_width(recipe, data, classes)
     torch.manual_seed(recipe.seed)
     net = _network(recipe, data, classes)
     stock = _stock(recipe, data)
@@ -227,8 +105,8 @@ def distil(recipe: Distillation, data: Images, out: Path, progress: bool = True)
     torch.manual_seed(recipe.seed)
     net = copy.deepcopy(pipe.network)
     net.register_to_config(_name_or_path="")  # where the teacher lies is nobody's business
-    taught = setup_of(recipe.objective, taught=True).teacher != "none"
-    pipe.network.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    taught = SETUPS[recipe.objective].teacher != "none"
+    pipe.network.requires_grad_(False).to(Processes().device)
     model = from_diffusers(pipe.network, pipe.scheduler)
     if recipe.guidance != 1:
         model = classifier_free(model, recipe.guidance, {"class_labels": pipe.classes})
@@ -261,8 +139,8 @@ def _few(
     none: bool,
 ) -> _Job:
     """The job of a few-step objective; with ``none`` the class after the last stands for none."""
-    setup = setup_of(recipe.objective, taught=isinstance(recipe, Distillation))
-    kept = averages(setup, recipe.steps, recipe.ema)
+    setup = setup_of(recipe.objective, isinstance(recipe, Distillation), recipe.phases)
+    taught = teacher is not None
     loss = FewStepLoss(
         setup,
         stock,
@@ -270,8 +148,9 @@ def _few(
         sigma_data=round(float(data.x.std()), 4),
         none=classes if none else None,
         drop=DROP,
-        averaged=setup.average(recipe.steps) is not None,
+        averaged=setup.average(recipe.steps, taught) is not None,
     )
+    kept = averages(setup, recipe.steps, recipe.ema, taught)
     guidance = recipe.guidance if isinstance(recipe, Distillation) else 1.0
     student = student_of(net, setup, recipe.objective)
     return _Job(student, loss, kept, scheduler_for(stock, setup, guidance), none, setup, guidance)
@@ -286,15 +165,32 @@ def _carry_out(
     progress: bool,
     facts: dict[str, Any],
 ) -> Made:
-    """Train, draw samples on the way, and save."""
-    _claim(facts, out / "run" / "recipe.json")
+    """Train, draw samples on the way, and save what makes images."""
+    part = recipe.batch // recipe.accumulate
+    check_memory(
+        f"batch {part}: so many images", 4 * part * data.x[0].numel(), "take fewer, or more parts (accumulate)"
+    )
+    with claimed(facts, out):
+        trained = _trained(recipe, job, data, classes, out, progress)
+    best = trained.averages[-1] if recipe.ema else trained.model
+    pipe = ImagePipeline.of(best, job.scheduler, job.none)
+    _check_images(pipe, job, trained.step)
+    if job.few is not None and job.few.edges is None:
+        pipe = _with_levels(pipe, job, data, progress)
+    _save(pipe, out)
+    return Made(pipe, trained.step, trained.log[-1]["loss"])
+
+
+def _trained(
+    recipe: Recipe | Distillation, job: _Job, data: Images, classes: int | None, out: Path, progress: bool
+) -> Trained:
+    """The job's network after the recipe's training in ``out``."""
     batch = {"x": data.x}
     if classes is not None:
         batch["class_labels"] = cast(Tensor, data.labels)
     elif "num_embeds_ada_norm" in job.net.config:  # a DiT always names a class
         batch["class_labels"] = torch.zeros(len(data.x), dtype=torch.long)
-
-    trained = train(
+    return train(
         job.net,
         job.loss,
         batch,
@@ -311,13 +207,26 @@ def _carry_out(
         on_sample=_shows(job, recipe.seed, out / "samples") if data.x.shape[1] in (1, 3) else None,
         progress=progress,
     )
-    best = trained.averages[-1] if recipe.ema else trained.model
-    pipe = ImagePipeline.of(best, job.scheduler, job.none)
-    if job.few is not None and job.few.edges is None:
-        pipe = _with_levels(pipe, job, data, progress)
-    with filling(out) as folder:
-        _saved(pipe).save_pretrained(folder)
-    return Made(pipe, trained.step, trained.log[-1]["loss"])
+
+
+def _check_images(pipe: ImagePipeline, job: _Job, step: int) -> None:
+    """Raise FloatingPointError where the finished model makes no finite images, before it takes another one's place."""
+    labels = torch.zeros(4, dtype=torch.long) if pipe.classes else None
+    made = draw(pipe, noise_of(pipe, 4, 0), _evaluations(job)[-1], labels=labels).x
+    if not bool(torch.isfinite(made).all()):
+        raise FloatingPointError(
+            f"the images of the model after step {step} are not finite: its weights have grown too large. "
+            "No model was written; begin again in another folder at a lower rate"
+        )
+
+
+def _save(pipe: ImagePipeline, out: Path) -> None:
+    """Write the model's folder, by the first process alone."""
+    processes = Processes()
+    if processes.main:
+        with filling(out) as folder:
+            _saved(pipe).save_pretrained(folder)
+    processes.wait()
 
 
 def _with_levels(pipe: ImagePipeline, job: _Job, data: Images, progress: bool) -> ImagePipeline:
@@ -329,9 +238,16 @@ def _with_levels(pipe: ImagePipeline, job: _Job, data: Images, progress: bool) -
     return ImagePipeline.of(pipe.network, scheduler_for(pipe.scheduler, job.few, job.guidance, levels), job.none)
 
 
+def _evaluations(job: _Job) -> tuple[int, ...]:
+    """The numbers of evaluations that show how a model fares."""
+    if job.few is None:
+        return (16,)
+    return (1, 2) if job.few.edges is None else (job.few.phases,)
+
+
 def _shows(job: _Job, seed: int, folder: Path) -> Callable[[int, Any], None]:
     """Draws pictures of samples: by a solver, or of a few-step model after 1 and 2 evaluations, or all its phases."""
-    counts = (16,) if job.few is None else (1, 2) if job.few.edges is None else (job.few.phases,)
+    counts = _evaluations(job)
 
     def show(step: int, model: Any) -> None:
         pipe = ImagePipeline.of(model, job.scheduler, job.none)
@@ -380,6 +296,19 @@ def _loss(recipe: Recipe, stock: Any, classes: int | None) -> Callable[..., Tens
     return loss
 
 
+def _check_width(recipe: Recipe, data: Images, classes: int | None) -> None:
+    """Raise InputError where training holds more than this machine's memory in weights alone.
+
+    These are the weights, their gradients, the optimizer's two sums and an average.
+    """
+    try:
+        with torch.device("meta"):
+            count = sum(part.numel() for part in _network(recipe, data, classes).parameters())
+    except RuntimeError as error:  # more than can be counted
+        raise InputError(f"width {recipe.width}: larger than any memory; take a smaller one") from error
+    check_memory(f"width {recipe.width}: training {count:,} weights", 5 * count, "take a smaller one")
+
+
 def _network(recipe: Recipe, data: Images, classes: int | None) -> Any:
     channels, height, width = data.x.shape[1:]
     try:
@@ -412,23 +341,3 @@ def _saved(pipe: ImagePipeline) -> Any:
     if pipe.classes or pipe.unet is None or scales:
         return pipe
     return cast(Any, DDPMPipeline)(pipe.unet, pipe.scheduler)
-
-
-def _claim(now: dict[str, Any], path: Path) -> None:
-    """Write the recipe down, or hold it against the one that is there."""
-    if path.exists():
-        try:
-            old = {"objective": DENOISING} | json.loads(path.read_text(encoding="utf-8"))
-            if set(old) != set(now):
-                raise InputError(f"{path.parent.parent}: a run of another command: choose another folder")
-            changed = [name for name in now if name not in MAY_CHANGE and old[name] != now[name]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a recipe that can be read ({error}): choose another folder") from error
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"{path.parent.parent}: a run with {name} = {old[name]}, this one has {now[name]}: "
-                "set it to that, or choose another folder"
-            )
-    with replacing(path) as file:
-        file.write(json.dumps(now, indent=1).encode())

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,15 @@ from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.guidance import apg
 from consilience.diffusion.huggingface import grid_of, start_scale
 from consilience.diffusion.pipeline import ImagePipeline
+from consilience.diffusion.processes import Process
 from consilience.diffusion.solve import solve, steps_of
 from consilience.diffusion.solvers.plan import Noise, Solution
 from consilience.errors import InputError
 
 BATCH = 256
 """Images that go through the network together."""
+BLOCK = 4096
+"""Values of fresh noise that are drawn together; a multiple of the 16 in which torch makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +61,22 @@ def noise_of(pipe: ImagePipeline, count: int, seed: int) -> Tensor:
     Raises InputError where so many images and what is made of them cannot be held in this machine's memory.
     """
     process = pipe.denoiser(torch.zeros(1, dtype=torch.long)).process
-    _check_memory(count, pipe.shape(count))
+    values = 4 * math.prod(pipe.shape(count))  # the noise, the images, the parts they are put together from, a picture
+    check_memory(f"count {count}: so many images", values, "draw fewer at a time, each time from another seed")
     try:
         return process.prior(pipe.shape(count), torch.Generator().manual_seed(seed))
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"count {count}: there is no memory for so many images; draw fewer at a time") from error
 
 
-def _check_memory(count: int, shape: tuple[int, ...]) -> None:
-    """Noise, images, the parts that they are put together from, and a picture: four float32 tensors of the shape."""
+def check_memory(what: str, values: int, advice: str) -> None:
+    """Raise InputError where so many float32 values are more than this machine's memory."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not known on this system
         return
-    needed = 16 * math.prod(shape)
-    if needed > memory:
-        raise InputError(
-            f"count {count}: so many images take {needed / 2**30:,.1f} GiB, this machine has {memory / 2**30:,.1f}; "
-            "draw fewer at a time, each time from another seed"
-        )
+    if 4 * values > memory:
+        raise InputError(f"{what} take {4 * values / 2**30:,.1f} GiB, this machine has {memory / 2**30:,.1f}; {advice}")
 
 
 @torch.no_grad()
@@ -102,50 +102,101 @@ def draw(
     method = method or pipe.scheduler.config.get("method", "auto")
     process = pipe.denoiser(torch.zeros(1, dtype=torch.long)).process
     steps = grid_of(pipe.scheduler.config, process, method, _steps(pipe, labels, guidance, evaluations))
-    fresh = _Fresh(noise, seed + 1)
     found: list[Tensor] = []
     first: Solution | None = None
+    for solution in _solutions(pipe, noise, steps, method, labels, guidance, seed, keep > 0):
+        first = first or solution
+        found.append(solution.x.cpu())
+        if on_images is not None:
+            on_images(sum(map(len, found)))
+    assert first is not None
+    times, scales, states = _trajectory(first, process, method, steps, noise, keep)
+    return Drawn(torch.cat(found), noise, labels, first.nfe, first.method, first.why, states, times, scales)
+
+
+def _solutions(
+    pipe: ImagePipeline,
+    noise: Tensor,
+    steps: int | Tensor,
+    method: str,
+    labels: Tensor | None,
+    guidance: Guidance | None,
+    seed: int,
+    trajectory: bool,
+) -> Iterator[Solution]:
+    """Of one part of the images after the other; the first has the trajectory, if any, and all the warnings."""
+    fresh = _Fresh(noise, seed + 1)
     for start in range(0, len(noise), BATCH):
         part = slice(start, start + BATCH)
         model = guided(pipe, None if labels is None else labels[part], guidance)
         with warnings.catch_warnings():
-            if first is not None:  # said once
+            if start:  # said once
                 warnings.simplefilter("ignore")
             solution = solve(
                 model,
                 noise[part].to(pipe.network.device),
                 steps,
                 method,
-                noise=fresh.of(part),
-                trajectory=keep > 0 and first is None,
+                noise=fresh.of_the_next(),
+                trajectory=trajectory and not start,
             )
-        first = first or solution
-        found.append(solution.x.cpu())
-        if on_images is not None:
-            on_images(min(start + BATCH, len(noise)))
-    assert first is not None
-    times, scales, states = _trajectory(first, model, method, steps, noise, keep)
-    return Drawn(torch.cat(found), noise, labels, first.nfe, first.method, first.why, states, times, scales)
+        yield solution
 
 
 class _Fresh:
-    """The noise of methods that add any: an image's does not depend on how many go through together."""
+    """The noise of methods that add any: an image's does not depend on how many go through together.
+
+    A stage's noise for all images is one stream of values, and the stages' streams follow each other in the
+    generator's; each stage keeps its place in its own. No more than a block of a stage is held.
+    """
 
     def __init__(self, like: Tensor, seed: int) -> None:
-        self._shape, self._generator = like.shape, torch.Generator().manual_seed(seed)
-        self._drawn: list[Tensor] = []
+        self._count, self._start = like.numel(), torch.Generator().manual_seed(seed)
+        self._streams: list[_Stream] = []
 
-    def of(self, part: slice) -> Noise:
-        """That of some of the images, from the first stage on."""
+    def of_the_next(self) -> Noise:
+        """That of the images after those that had theirs, from the first stage on."""
         stages = itertools.count()
 
         def noise(x: Tensor, _t: float, _s: float) -> Tensor:
             stage = next(stages)
-            if stage == len(self._drawn):
-                self._drawn.append(torch.randn(self._shape, generator=self._generator, dtype=x.dtype))
-            return self._drawn[stage][part].to(x.device)
+            if stage == len(self._streams):
+                start = self._streams[-1].end() if self._streams else self._start
+                self._streams.append(_Stream(start, self._count, x.dtype))
+            return self._streams[stage].take(x.numel()).view(x.shape).to(x.device)
 
         return noise
+
+
+class _Stream:
+    """``count`` normal values of a generator in order, `BLOCK` at a time; they are those of one draw of them all."""
+
+    def __init__(self, generator: torch.Generator, count: int, dtype: torch.dtype) -> None:
+        self._generator, self._count, self._dtype = generator, count, dtype
+        self._held = torch.empty(0, dtype=dtype)
+
+    def take(self, count: int) -> Tensor:
+        """The next ``count`` of them."""
+        parts, have = [self._held], len(self._held)
+        while have < count:
+            parts.append(self._block())
+            have += len(parts[-1])
+        values = torch.cat(parts)
+        self._held = values[count:].clone()
+        return values[:count]
+
+    def end(self) -> torch.Generator:
+        """The generator as it is after the last of them."""
+        rest = _Stream(self._generator.clone_state(), self._count, self._dtype)
+        while rest._count:
+            rest._block()
+        return rest._generator
+
+    def _block(self) -> Tensor:
+        # a draw of fewer than 16 values is made in another way: the last block takes them
+        size = BLOCK if self._count >= BLOCK + 16 else self._count
+        self._count -= size
+        return torch.randn(size, generator=self._generator, dtype=self._dtype)
 
 
 def guided(pipe: ImagePipeline, labels: Tensor | None, guidance: Guidance | None) -> Denoiser:
@@ -171,17 +222,17 @@ def _steps(pipe: ImagePipeline, labels: Tensor | None, guidance: Guidance | None
 
 
 def _trajectory(
-    solution: Solution, model: Denoiser, method: str, steps: int | Tensor, noise: Tensor, keep: int
+    solution: Solution, process: Process, method: str, steps: int | Tensor, noise: Tensor, keep: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[Tensor, ...]]:
     """(times, scales, states) from the noise on, of the first ``keep`` images."""
     if not keep:
         return (), (), ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        choice = steps_of(method, model.process, steps)
-    plan = choice.solver.plan(choice.grid, model.process)
+        choice = steps_of(method, process, steps)
+    plan = choice.solver.plan(choice.grid, process)
     times = (float(solution.grid[0]), *(stage.end for stage in plan.stages))
-    scales = tuple(max(1.0, start_scale(model.process, time)) for time in times)
+    scales = tuple(max(1.0, start_scale(process, time)) for time in times)
     return times, scales, (noise[:keep], *(state[:keep].cpu() for state in solution.states))
 
 

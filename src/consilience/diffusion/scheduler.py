@@ -41,7 +41,7 @@ class ConsilienceScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Of a few-step model ``levels`` are the values of sigma / alpha at which ``method`` evaluates it after the first, by
     number of evaluations, and ``guidance`` the scale of classifier-free guidance that is in its weights. With
-    ``two_times`` the network is a `TwoTimeUNet2DModel`: its timesteps are [2, 1], where it stands and where to land.
+    ``two_times`` the network is one of `two_times`: its timesteps are [2, 1], where it stands and where to land.
     """
 
     order = 1

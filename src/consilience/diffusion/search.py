@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Candidate = TypeVar("Candidate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +46,54 @@ def autodiffusion(
     a grid is never evaluated twice. Raises ValueError where there are fewer than n + 1 times, or for a start grid of
     another number of steps.
     """
-    candidates = times.double()
-    if n < 1 or len(candidates) < n + 1 or not bool((candidates[1:] < candidates[:-1]).all()):
-        raise ValueError(f"need at least n + 1 = {n + 1} candidate times, decreasing; got {len(candidates)}")
-    if wrong := [len(grid) - 1 for grid in start if len(grid) != n + 1]:
-        raise ValueError(f"start grids must be of n = {n} steps, got grids of {wrong}")
-    scores: dict[tuple[float, ...], float] = {}
-
-    def judge(grid: tuple[float, ...]) -> None:
-        if grid not in scores:
-            value = float(fitness(torch.tensor(grid, dtype=torch.float64)))
-            scores[grid] = value if np.isfinite(value) else np.inf
-
+    candidates = _candidates(times, n, start)
+    judge = _Judge[tuple[float, ...]](lambda grid: fitness(torch.tensor(grid, dtype=torch.float64)))
     inner = candidates[1:-1].numpy()
     ends = (float(candidates[0]), float(candidates[-1]))
     for grid in start:
         judge(tuple(grid.double().tolist()))
     for _ in range(20 * population):
-        if len(scores) >= population:
+        if len(judge.scores) >= population:
             break
         judge(_whole(rng.choice(inner, n - 1, replace=False), ends))
     history = []
     for _ in range(generations):
-        best = sorted(scores, key=scores.__getitem__)[:parents]
+        best = judge.best(parents)
         for i in range(population):
             mother, father = (best[int(rng.integers(len(best)))] for _ in range(2))
             child = _crossed(mother, father, n, rng) if i % 2 else mother
             judge(_whole(_mutated(np.array(child[1:-1]), inner, mutation, rng), ends))
-        history.append(min(scores.values()))
-    winner = min(scores, key=scores.__getitem__)
-    return Found(torch.tensor(winner, dtype=torch.float64), scores[winner], tuple(history))
+        history.append(min(judge.scores.values()))
+    (winner,) = judge.best(1)
+    return Found(torch.tensor(winner, dtype=torch.float64), judge.scores[winner], tuple(history))
+
+
+def _candidates(times: Tensor, n: int, start: tuple[Tensor, ...]) -> Tensor:
+    """The candidate times in float64, where they and the start grids can be searched for n steps."""
+    candidates = times.double()
+    if n < 1 or len(candidates) < n + 1 or not bool((candidates[1:] < candidates[:-1]).all()):
+        raise ValueError(f"need at least n + 1 = {n + 1} candidate times, decreasing; got {len(candidates)}")
+    if wrong := [len(grid) - 1 for grid in start if len(grid) != n + 1]:
+        raise ValueError(f"start grids must be of n = {n} steps, got grids of {wrong}")
+    return candidates
+
+
+class _Judge(Generic[Candidate]):
+    """The fitness of each candidate, asked for once; one that is no number is the worst."""
+
+    def __init__(self, fitness: Callable[[Candidate], float]) -> None:
+        self._fitness = fitness
+        self.scores: dict[Candidate, float] = {}
+
+    def __call__(self, candidate: Candidate) -> float:
+        if candidate not in self.scores:
+            value = float(self._fitness(candidate))
+            self.scores[candidate] = value if np.isfinite(value) else np.inf
+        return self.scores[candidate]
+
+    def best(self, count: int) -> list[Candidate]:
+        """The fittest, in order."""
+        return sorted(self.scores, key=self.scores.__getitem__)[:count]
 
 
 def _whole(inner: np.ndarray, ends: tuple[float, float]) -> tuple[float, ...]:
@@ -140,39 +161,49 @@ def autodiffusion_blocks(
     grows generation by generation to ``most``. Other arguments are those of `autodiffusion`. Raises ValueError as it
     does, for a budget below 1, a ``most`` outside 0 to 1, or fewer than two generations.
     """
+    _check_budget(budget, most, generations)
+    first = max(1, generations // 4)
+    breeder = _Breeder(times.double().numpy(), budget, dict(shares), rng, mutation)
+    judge = _Judge[_Steps](lambda steps: fitness(breeder.grid(steps), _skips(steps)))
+    found = autodiffusion(
+        lambda grid: judge(tuple((t, frozenset()) for t in grid.tolist()[:-1])),
+        times,
+        min(int(budget), len(times) - 1),
+        rng,
+        population=population,
+        generations=first,
+        parents=parents,
+        mutation=mutation,
+    )
+    history = (*found.history, *_bred(judge, breeder, generations - first, population, parents, most))
+    (winner,) = judge.best(1)
+    return Slimmed(breeder.grid(winner), _skips(winner), breeder.cost(winner), judge.scores[winner], history)
+
+
+def _check_budget(budget: float, most: float, generations: int) -> None:
     if budget < 1 or not 0 <= most < 1 or generations < 2:
         raise ValueError(
             f"need budget >= 1, 0 <= most < 1 and 2 generations at least, got {budget}, {most} and {generations}"
         )
-    whole = min(int(budget), len(times) - 1)
-    first = max(1, generations // 4)
 
-    breeder = _Breeder(times.double().numpy(), budget, dict(shares), rng, mutation)
-    scores: dict[_Steps, float] = {}
 
-    def judge(steps: _Steps) -> float:
-        if steps not in scores:
-            value = float(fitness(breeder.grid(steps), tuple(skip for _, skip in steps)))
-            scores[steps] = value if np.isfinite(value) else np.inf
-        return scores[steps]
-
-    def alone(grid: Tensor) -> float:
-        return judge(tuple((t, frozenset()) for t in grid.tolist()[:-1]))
-
-    found = autodiffusion(
-        alone, times, whole, rng, population=population, generations=first, parents=parents, mutation=mutation
-    )
-    history = list(found.history)
-    for generation in range(generations - first):
-        best = sorted(scores, key=scores.__getitem__)[:parents]
+def _bred(
+    judge: _Judge[_Steps], breeder: _Breeder, generations: int, population: int, parents: int, most: float
+) -> list[float]:
+    """Breeds further generations; the best fitness after each."""
+    history = []
+    for generation in range(generations):
+        best = judge.best(parents)
         allowed = most * min(1.0, (generation + 1) / 5)
         for i in range(population):
-            mother, father = (best[int(rng.integers(len(best)))] for _ in range(2))
+            mother, father = (best[int(breeder.rng.integers(len(best)))] for _ in range(2))
             judge(breeder.child(mother, father if i % 2 else mother, allowed))
-        history.append(min(scores.values()))
-    winner = min(scores, key=scores.__getitem__)
-    skips = tuple(skip for _, skip in winner)
-    return Slimmed(breeder.grid(winner), skips, breeder.cost(winner), scores[winner], tuple(history))
+        history.append(min(judge.scores.values()))
+    return history
+
+
+def _skips(steps: _Steps) -> Skips:
+    return tuple(skip for _, skip in steps)
 
 
 @dataclass(frozen=True, slots=True)

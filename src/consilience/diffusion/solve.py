@@ -13,7 +13,7 @@ from torch import Tensor
 
 from consilience.diffusion import grids
 from consilience.diffusion.denoisers import Denoiser
-from consilience.diffusion.processes import Process
+from consilience.diffusion.processes import Process, standard_normal
 from consilience.diffusion.solvers.auto import Choice, choose
 from consilience.diffusion.solvers.dpm import Multistep, Singlestep
 from consilience.diffusion.solvers.dualfast import DualFast
@@ -184,6 +184,6 @@ def _checked(grid: Tensor, process: Process) -> Tensor:
 
 def _normal(generator: torch.Generator | None) -> Noise:
     def normal(x: Tensor, _t: float, _s: float) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return standard_normal(x.shape, x, generator)
 
     return normal

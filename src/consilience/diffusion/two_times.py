@@ -1,4 +1,4 @@
-"""A UNet of diffusers that is told two times: where the state stands, and where to land."""
+"""Networks of diffusers that are told two times: where the state stands, and where to land."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any, cast
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-__all__ = ["ModelMixin", "TwoTimeUNet2DModel"]  # diffusers' pipelines look for the kind of a class in its module
+# diffusers' pipelines look for the kind of a class in its module
+__all__ = ["ModelMixin", "TwoTimeDiTTransformer2DModel", "TwoTimeUNet2DModel", "two_times_of"]
 
 
 class TwoTimeUNet2DModel(UNet2DModel):
@@ -28,18 +30,52 @@ class TwoTimeUNet2DModel(UNet2DModel):
         super().__init__(*args, **kwargs)
         if self.config["time_embedding_type"] != "positional" or self.config["class_embed_type"] == "timestep":
             raise ValueError("a network of two times needs the sinusoidal time embedding, for its time alone")
-        first, embedding = cast(Any, self.time_proj), cast(Any, self.time_embedding)
-        rows: Any = _Rows(first, Timesteps(first.num_channels, True, 0))
-        self.time_proj = rows
-        self.time_embedding = _Sum(embedding.linear_1.in_features, embedding.linear_1.out_features)
+        self.time_proj, self.time_embedding = _both(self.time_proj, self.time_embedding)
 
     @classmethod
     def of(cls, network: UNet2DModel) -> TwoTimeUNet2DModel:
         """One that gives what ``network`` does, wherever it is to land."""
-        made = cast(TwoTimeUNet2DModel, cls.from_config(network.config))
-        own = made.state_dict()
-        made.load_state_dict(own | network.state_dict())
-        return made
+        return cast(TwoTimeUNet2DModel, _made(cls, network))
+
+
+class TwoTimeDiTTransformer2DModel(DiTTransformer2DModel):
+    """A `DiTTransformer2DModel` for flow maps, told its two times as `TwoTimeUNet2DModel` is.
+
+    The second time enters, with an embedding that starts at zero, wherever the first does: in every block.
+    """
+
+    @functools.wraps(DiTTransformer2DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for block in self.transformer_blocks:
+            told = cast(Any, block).norm1.emb
+            told.time_proj, told.timestep_embedder = _both(told.time_proj, told.timestep_embedder)
+
+    @classmethod
+    def of(cls, network: DiTTransformer2DModel) -> TwoTimeDiTTransformer2DModel:
+        """One that gives what ``network`` does, wherever it is to land."""
+        return cast(TwoTimeDiTTransformer2DModel, _made(cls, network))
+
+
+def two_times_of(network: Any) -> Any:
+    """The network of two times that gives what ``network`` does; raises ValueError where there is no such kind."""
+    kinds: dict[str, Any] = {"UNet2DModel": TwoTimeUNet2DModel, "DiTTransformer2DModel": TwoTimeDiTTransformer2DModel}
+    kind = kinds.get(type(network).__name__)
+    if kind is None:
+        raise ValueError(f"a {type(network).__name__} cannot be told two times here; expected a {' or a '.join(kinds)}")
+    return kind.of(network)
+
+
+def _made(kind: Any, network: Any) -> Any:
+    made = kind.from_config(network.config)
+    made.load_state_dict(made.state_dict() | network.state_dict())
+    return made
+
+
+def _both(features: Any, embedding: Any) -> tuple[Any, Any]:
+    """Features and embedding of two times for those of one."""
+    sizes = embedding.linear_1.in_features, embedding.linear_1.out_features
+    return _Rows(features, Timesteps(features.num_channels, True, 0)), _Sum(*sizes)
 
 
 class _Rows(nn.Module):

@@ -1,13 +1,14 @@
 """Consistency flow matching: zero for straight flows, plain flow matching in the limit, segments, both terms."""
 
 import importlib
+import itertools
 
 import pytest
 import torch
 from torch import Tensor
 
 from consilience.diffusion import Process, RectifiedFlow
-from consilience.diffusion.consistency import FlowMap, exact_map, pair
+from consilience.diffusion.consistency import SETUPS, FlowMap, exact_map, pair, phased, segmented
 from consilience.diffusion.consistency.objectives.consistency_fm import consistency_fm, levels
 from consilience.diffusion.consistency.straight import mean_flow, own_time, straight_time
 
@@ -102,3 +103,88 @@ def test_bad_segments_are_refused() -> None:
 def test_the_straight_times_of_the_path_are_those_of_rectified_flow() -> None:
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     torch.testing.assert_close(straight_time(PROCESS, t), t)
+
+
+def even(process: Process, steps: int) -> Tensor:
+    """A grid of 0 to 1 in tau, whose second half and first are two segments."""
+    return SETUPS["consistency-fm"].grid(process, steps)
+
+
+@finite
+@pytest.mark.parametrize("segments", [1, 2])
+def test_one_step_of_eulers_in_each_segment_is_the_jump_to_its_end(process: Process, segments: int) -> None:
+    flow, grid = exact_map(gaussian(process)), even(process, 2)[:: 3 - segments]
+    x = process.prior((16, 2), generator(1), dtype=torch.float64)
+    found = segmented(flow, x, grid, segments)
+    torch.testing.assert_close(found.x, phased(flow, x, grid).x, rtol=1e-9, atol=1e-9)
+    assert found.nfe == segments == len(found.states)
+    assert torch.equal(found.grid, grid)
+
+
+@pytest.mark.parametrize(("method", "order", "each"), [("euler", 1, 1), ("flow-midpoint", 2, 2)])
+def test_more_steps_within_the_segments_come_to_the_ode_at_the_methods_order(
+    method: str, order: int, each: int
+) -> None:
+    """At least, of a model of the Gaussian's own flow, whose map is known; three halvings of the step."""
+    exact = gaussian(PROCESS)
+    flow = FlowMap(lambda x, t, s: exact.predict("flow", x, t), PROCESS, "flow")
+    x = PROCESS.prior((64, 2), generator(1), dtype=torch.float64)
+    there = exact_map(exact)(x, 1.0, 0.0)
+    errors = []
+    for steps in (16, 32, 64, 128):
+        found = segmented(flow, x, even(PROCESS, steps), 2, method)
+        assert found.nfe == each * steps
+        errors.append(float((found.x - there).abs().max()))
+    for coarse, fine in itertools.pairwise(errors):
+        assert 0.8 * 2**order < coarse / fine
+        assert order > 1 or coarse / fine < 2.5
+
+
+@finite
+@pytest.mark.parametrize("method", ["euler", "flow-midpoint"])
+def test_a_straight_flow_needs_no_more_than_one_step(method: str, process: Process) -> None:
+    """Where training would end: all numbers of steps, and both methods, land on the datum."""
+    flow, x = exact_map(point(process)), process.prior((16, 2), generator(1), dtype=torch.float64)
+    for steps in (2, 4, 6):
+        found = segmented(flow, x, even(process, steps), 2, method).x
+        torch.testing.assert_close(found, MEAN.expand(16, 2), rtol=1e-6, atol=1e-6)
+
+
+def test_the_model_is_asked_within_a_segment_for_its_end() -> None:
+    asked = []
+
+    def noted(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        asked.append((float(t), float(s)))
+        return torch.zeros_like(x)
+
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    segmented(FlowMap(noted, PROCESS, "flow"), x, even(PROCESS, 4), 2, "flow-midpoint")
+    times = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+    assert [t for t, _ in asked] == pytest.approx(times)
+    assert [s for _, s in asked] == [0.5] * 4 + [0.0] * 4
+    asked.clear()
+    setup = SETUPS["consistency-fm"]
+    assert setup.sample(FlowMap(noted, PROCESS, "flow"), x, 6).nfe == 6
+    assert [s for _, s in asked] == [0.5] * 3 + [0.0] * 3
+
+
+def test_steps_that_segments_cannot_share_are_refused() -> None:
+    flow, x = exact_map(gaussian(PROCESS)), torch.zeros(1, 2, dtype=torch.float64)
+    for segments in (0, 2, 5):
+        with pytest.raises(ValueError, match="cannot be shared"):
+            segmented(flow, x, even(PROCESS, 4)[:-1], segments)
+    with pytest.raises(ValueError, match="a multiple of as many steps, not in 3"):
+        SETUPS["consistency-fm"].sample(flow, x, 3)
+
+
+def test_a_students_folder_has_the_levels_of_one_to_three_steps_per_segment() -> None:
+    schedulers = pytest.importorskip("diffusers", reason="needs diffusers (extra diffusion) for its schedulers")
+    from consilience.diffusion.few_steps import scheduler_for
+
+    setup, stock = SETUPS["consistency-fm"], schedulers.FlowMatchEulerDiscreteScheduler()
+    kept = scheduler_for(stock, setup, 1.0).config["levels"]
+    assert sorted(kept) == ["2", "4", "6"]
+    for n, ratios in kept.items():
+        tau = torch.arange(int(n) - 1, 0, -1, dtype=torch.float64) / int(n)
+        torch.testing.assert_close(torch.tensor(ratios, dtype=torch.float64), tau / (1 - tau))
+    assert sorted(scheduler_for(stock, SETUPS["pcm"], 1.0).config["levels"]) == ["4"]

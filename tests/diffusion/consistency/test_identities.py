@@ -23,7 +23,7 @@ everyone = pytest.mark.parametrize("name", list(bench.CASES))
 
 NONE = {
     "no boundary": {"nct"},  # its boundary is learned
-    "unshared noise": {"sct", "mlcm", "scott", "ayf", "rcm", "scflow", "dcm"},  # a step from the first state
+    "unshared noise": {"sct", "mlcm", "tlcm", "scott", "ayf", "rcm", "scflow", "dcm"},  # a step from the first state
     "ratio stuck": {"scm", "rcm", "nct"},  # one time
     "swapped s and t": {"scm", "rcm"},
     "no stop-gradient": set(),

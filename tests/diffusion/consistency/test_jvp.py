@@ -101,6 +101,36 @@ def test_three_derivatives_agree(name: str, train: bool) -> None:
         torch.testing.assert_close(exact, other, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["perceptron", "convolution", "function"])
+def test_derivatives_without_a_graph_are_those_with_one(name: str) -> None:
+    net = network(name)
+    at = torch.randn(3, 24, generator=generator(1)).double(), torch.rand(3, generator=generator(2)).double()
+    along = torch.randn(3, 24, generator=generator(3)).double(), torch.ones(3).double()
+    with torch.no_grad():
+        plain = derivative(net, at, along)
+        constant = derivative(lambda x, t: torch.ones_like(x), at, along)
+    with torch.inference_mode():
+        inferred = derivative(net, at, along)
+    kept = derivative(net, at, along)
+    assert kept[1].requires_grad
+    for a, b, c in zip(plain, inferred, kept, strict=True):
+        assert not a.requires_grad
+        torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(b, c, rtol=1e-12, atol=1e-12)
+    assert not constant[1].any()
+
+
+@torch.no_grad()
+def test_derivatives_nest_in_torchs_transforms() -> None:
+    x, v = torch.randn(2, 5, dtype=torch.float64, generator=generator())
+
+    def slope(x: Tensor) -> Tensor:
+        return derivative(torch.sin, (x,), (v,))[1]
+
+    torch.testing.assert_close(torch.func.jvp(slope, (x,), (v,))[1], -x.sin() * v**2)
+    torch.testing.assert_close(torch.func.vmap(lambda x, v: derivative(torch.sin, (x,), (v,))[1])(x, v), x.cos() * v)
+
+
 def test_the_tangent_can_be_differentiated_by_the_weights() -> None:
     f = network("function")
     weight = next(f.parameters())

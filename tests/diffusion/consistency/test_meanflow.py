@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion import Process, RectifiedFlow
-from consilience.diffusion.consistency import exact_map, pair
+from consilience.diffusion.consistency import FlowMap, exact_map, pair, same_dropout
 from consilience.diffusion.consistency.objectives.meanflow import Guidance, adaptive_weight, guided, meanflow
+from consilience.diffusion.consistency.shared import dropout_seed, random_states
 from consilience.diffusion.consistency.straight import logit_normal_pair, mean_flow, straight_time
 
 from .exact import EIGENVALUES, check_gradient, gaussian, generator, z_score
@@ -85,6 +86,70 @@ def test_gradients_are_those_of_differences_with_the_target_held(taught: bool) -
         )[0],
         net,
     )
+
+
+def over_the_whole_batch(flow: FlowMap, data: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
+    """The loss with power 0.5 by reverse-mode derivatives of every row, from the same draws, and which rows move."""
+    process, draws = RectifiedFlow(), generator(seed)
+    t, s = logit_normal_pair()(len(data), process, draws)
+    s = torch.where(torch.rand(len(data), generator=draws) < share, t, s)
+    p = pair(process, data, t, s, draws)
+    mask = dropout_seed(draws)
+
+    def function(x: Tensor, time: Tensor) -> Tensor:
+        with same_dropout(mask):
+            found: Tensor = flow.function(x, time, p.s)
+            return found
+
+    v = p.noise - p.x0
+    _, slope = torch.autograd.functional.jvp(function, (p.x_t, p.t), (v, torch.ones_like(t)))
+    error = (function(p.x_t, p.t) - (v - (t - s)[:, None] * slope)).square().sum(1)
+    return (error / (error.detach() + 1e-3) ** 0.5).mean(), s < t
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_loss_and_gradient_are_those_with_the_derivative_of_every_row(share: float, dropout: float) -> None:
+    """In double precision, with rows that move and rows that do not, and under one mask of dropout."""
+    data, net = gaussian().sample(40, generator()), TwoTimes(dropout=dropout).train()
+    before = torch.get_rng_state()
+    found = meanflow(flow_map(net), None, data, generator(5), instantaneous=share, power=0.5)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    wanted, moving = over_the_whole_batch(flow_map(net), data, 5, share)
+    assert int(moving.sum()) == {0.0: 40, 0.4: 24, 1.0: 0}[share]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(loss, list(net.parameters())) for loss in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_derivative_is_taken_of_the_rows_that_move_alone_unless_units_are_dropped(dropout: float) -> None:
+    net, sizes = TwoTimes(dropout=dropout).train(), []
+    inner = flow_map(net)
+
+    def noted(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        sizes.append((len(x), bool((s < t).all()), bool((s == t).any())))
+        found: Tensor = inner.function(x, t, s)
+        return found
+
+    flow = FlowMap(noted, inner.process, "flow")
+    data = gaussian().sample(40, generator())
+    meanflow(flow, None, data, generator(5))
+    (whole, _, still), (part, moves, _) = sizes
+    assert whole == 40
+    assert still
+    assert (part == 40, moves) == ((False, True) if dropout == 0 else (True, False))
+    sizes.clear()
+    meanflow(flow, None, data, generator(5), instantaneous=1.0)
+    assert [size for size, *_ in sizes] == [40]
+
+
+def test_the_states_of_the_generators_tell_dropout() -> None:
+    x, t = torch.zeros(4, 2).double(), torch.ones(4).double()
+    for dropout, training, drawn in ((0.5, True, True), (0.5, False, False), (0.0, True, False)):
+        before = random_states()
+        TwoTimes(dropout=dropout).train(training)(x, t, t)
+        assert (random_states() != before) == drawn
 
 
 def test_exact_and_finite_derivatives_give_one_loss() -> None:

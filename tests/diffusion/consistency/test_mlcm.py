@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from consilience.diffusion import EDM, Process, RectifiedFlow, solve
-from consilience.diffusion.consistency.objectives.mlcm import mlcm, progressive, trajectory_state
+from consilience.diffusion.consistency.objectives.mlcm import mlcm, progressive, teacher_state
 from consilience.diffusion.consistency.objectives.pcm import pcm
-from consilience.diffusion.consistency.objectives.trajectory import ddim, times
+from consilience.diffusion.consistency.objectives.trajectory import at, ddim, times
 from consilience.diffusion.consistency.shared import squared, teacher_step
 
 from .exact import check_gradient, gaussian, generator
@@ -46,24 +46,44 @@ def test_with_a_rollout_the_data_do_not_matter_and_the_states_lie_on_the_teacher
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), PROCESS, EDM()], ids=lambda p: type(p).__name__)
-def test_the_states_are_those_that_sampling_with_the_teacher_visits(process: Process) -> None:
-    """At the times of the sampling grid they are the solver's own states, whatever step each sample stops at."""
+def test_the_states_are_those_that_the_solver_reaches_in_the_parts_number_of_equal_steps(process: Process) -> None:
     noise = torch.randn(5, 2, dtype=torch.float64, generator=generator())
-    grid = times(process, 6)
-    found = trajectory_state(gaussian(process), noise, grid[[1, 2, 3, 4, 5]], 6, ddim)
-    for i in range(5):
-        visited = solve(gaussian(process), process.sigma(grid[0]) * noise, grid[: i + 2], "ddim").x
+    grid, index = times(process, 12), torch.tensor([1, 3, 4, 8, 11])
+    found = teacher_state(gaussian(process), noise, grid, index, 4, ddim)
+    for i, (place, count) in enumerate(((1, 1), (3, 2), (4, 2), (8, 3), (11, 4))):
+        own = at(grid, torch.linspace(0, place, count + 1, dtype=torch.float64))
+        visited = solve(gaussian(process), process.sigma(grid[0]) * noise, own, "ddim").x
         torch.testing.assert_close(found[i], visited[i], rtol=1e-9, atol=1e-10)
 
 
+def test_the_number_of_steps_is_that_of_the_segments_from_the_noise_on() -> None:
+    """Algorithm 1: L = M - s in segment s, counted from the data."""
+
+    def counted(teacher: object, x: torch.Tensor, t: torch.Tensor, u: torch.Tensor, **_: object) -> torch.Tensor:
+        return x + 1
+
+    start = torch.zeros(48, 1, dtype=torch.float64)
+    moves = teacher_state(TEACHER, start, times(PROCESS, 48), torch.arange(48), 8, counted)[:, 0]
+    from_data = (48 - 1 - torch.arange(48)) // 6  # the segment that the step below each time is in
+    expected = 8 - from_data
+    expected[0] = 0  # at the noise itself there is no way to go
+    assert moves.tolist() == expected.tolist()
+
+
 def test_rollouts_near_the_exact_state_with_their_number_of_steps() -> None:
-    noise = torch.randn(60, 2, dtype=torch.float64, generator=generator())
+    noise = torch.randn(50, 2, dtype=torch.float64, generator=generator())
     process = RectifiedFlow()
-    teacher, t = gaussian(process), torch.linspace(0.05, 1.0, 60, dtype=torch.float64)
-    truth = exact(process)(noise, 1.0, t)
-    errors = [float((trajectory_state(teacher, noise, t, n, ddim) - truth).abs().max()) for n in (8, 16, 32)]
+    teacher, grid, index = gaussian(process), times(process, 50), torch.arange(50)
+    truth = exact(process)(noise, 1.0, grid[:-1])
+    errors = [float((teacher_state(teacher, noise, grid, index, n, ddim) - truth).abs().max()) for n in (8, 16, 32)]
     assert errors[0] > 1.7 * errors[1] > 2.9 * errors[2]
-    assert float((trajectory_state(teacher, noise, t, 32, teacher_step) - truth).abs().max()) < errors[2] / 3
+    assert float((teacher_state(teacher, noise, grid, index, 32, teacher_step) - truth).abs().max()) < errors[2] / 3
+
+
+def test_times_between_those_of_a_grid_are_linear() -> None:
+    grid = torch.tensor([1.0, 0.6, 0.5, 0.0], dtype=torch.float64)
+    found = at(grid, torch.tensor([0.0, 0.5, 1.0, 2.25, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.8, 0.6, 0.375, 0.0], dtype=torch.float64))
 
 
 def test_a_longer_hop_stays_within_its_segment() -> None:

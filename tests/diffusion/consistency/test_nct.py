@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from consilience.diffusion.consistency.objectives.nct import nct, spread
+from consilience.diffusion.consistency.objectives.nct import dual_step, nct, spread
 
 from .exact import check_gradient, generator, z_score
 
@@ -136,3 +136,18 @@ def test_bad_levels_are_refused() -> None:
     for levels, boundary in ((1, 1.0), (4, -1.0)):
         with pytest.raises(ValueError, match="at least two levels"):
             nct(plain, base, none, torch.zeros(2, 2).double(), generator(), levels=levels, boundary=boundary)
+
+
+def test_the_dual_weight_settles_where_the_constraint_is_met() -> None:
+    """Of min a^2 + b (a - 2)^2 by a at every weight b, a = 2 b / (1 + b): the margin 1 is met first at b = 1."""
+    weight, term = 0.0, math.inf
+    for _ in range(400):
+        a = 2 * weight / (1 + weight)
+        term = (a - 2) ** 2
+        weight = dual_step(weight, term, 1.0, 0.2)
+    assert weight == pytest.approx(1.0, abs=1e-6)
+    assert term == pytest.approx(1.0, abs=1e-5)
+    assert dual_step(0.05, 0.2, 1.0, 0.1) == 0.0
+    assert dual_step(0.5, 1.3, 1.3, 9.0) == 0.5
+    with pytest.raises(ValueError, match="at least 0"):
+        dual_step(-0.1, 1.0, 1.0, 0.1)

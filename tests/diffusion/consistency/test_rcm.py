@@ -66,15 +66,19 @@ def test_the_tangent_is_cos_times_the_derivative_of_the_data_along_the_path(proc
     assert float((finite - g).abs().max()) < 1e-2 * (1 + float(g.abs().max()))
 
 
-def test_without_warm_up_the_tangent_is_the_distance_to_the_teacher() -> None:
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 0.8])
+def test_the_warm_up_fades_in_the_state_and_not_the_derivative(warmup: float) -> None:
+    """Against the whole tangent, which is tested above: only the weights of F - F_teacher and of the state differ."""
     teacher, p = gaussian(PROCESS), to_data(PROCESS)
     model = flow_map(TwoTimes())
-    _, g = tangent(model, teacher, p, 0.0, 0)
-    cos = torch.cos(angle(PROCESS, p.t))[:, None]
-    norm = torch.hypot(1 - p.t, p.t)[:, None]
+    (_, g), (_, whole) = (tangent(model, teacher, p, r, 0) for r in (warmup, 1.0))
+    theta = angle(PROCESS, p.t)[:, None]
+    cos, sin, norm = torch.cos(theta), torch.sin(theta), torch.hypot(1 - p.t, p.t)[:, None]
     with torch.no_grad():
-        expected = -cos * (trig_v(model, {})(p.x_t, p.t, p.s) - teacher.v(p.x_t, p.t) / norm)
-    torch.testing.assert_close(g, expected)
+        ahead = trig_v(model, {})(p.x_t, p.t, p.s) - teacher.v(p.x_t, p.t) / norm
+    state = (1 - warmup) * cos * sin * p.x_t / norm
+    expected = cos * (cos - torch.sqrt(1 - warmup**2 * sin**2)) * ahead + state
+    torch.testing.assert_close(g - whole, expected)
 
 
 def test_gradients_are_those_of_differences_with_the_target_held() -> None:

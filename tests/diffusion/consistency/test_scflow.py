@@ -124,6 +124,21 @@ def test_the_adversary_is_optional_and_sees_the_one_step_data() -> None:
     assert not value.requires_grad
 
 
+def test_the_penalty_is_half_the_squared_slope_at_the_real_data() -> None:
+    """Of D = x A x, whose slope is 2 A x; its gradient reaches D's weights."""
+    form = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+    real, made = gaussian().sample(16, generator()), gaussian().sample(16, generator(1))
+
+    def discriminator(x: Tensor) -> Tensor:
+        return (x.square() * form).sum(1)
+
+    with_, without = (discriminator_loss(discriminator, real, made, penalty)[0] for penalty in (0.6, 0.0))
+    expected = 0.3 * (2 * form * real).square().sum(1).mean()
+    torch.testing.assert_close(with_ - without, expected)
+    found, wanted = (torch.autograd.grad(value, form, retain_graph=True)[0] for value in (with_ - without, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_teacher_is_needed() -> None:
     with pytest.raises(ValueError, match="distils a teacher"):
         scflow(flow_map(TwoTimes()), None, torch.zeros(2, 2).double(), generator())

@@ -5,7 +5,7 @@ import torch
 
 from consilience.diffusion import EDM, RectifiedFlow, VPLinear, solve
 from consilience.diffusion.consistency.objectives.lcm import lcm
-from consilience.diffusion.consistency.objectives.scott import scott, sde_step
+from consilience.diffusion.consistency.objectives.scott import discriminator_loss, scott, sde_step
 from consilience.diffusion.consistency.objectives.trajectory import ddim
 from consilience.diffusion.consistency.shared import pair, squared
 from consilience.diffusion.solvers.sde import SDEDPM
@@ -58,8 +58,8 @@ def test_the_exact_map_has_the_known_floor() -> None:
     values = [
         float(
             scott(
-                exact(), TEACHER, gaussian().sample(500, generator(k)), generator(100 + k), substeps=24, grid=grid,
-                distance=squared,
+                exact(), TEACHER, gaussian().sample(500, generator(k)), generator(100 + k), eta=1.0, substeps=24,
+                grid=grid, distance=squared,
             )[0]
         )
         for k in range(20)
@@ -86,19 +86,56 @@ def test_every_strength_keeps_the_marginal_law() -> None:
 def test_gradients_are_those_of_differences_with_the_target_held() -> None:
     check_gradient(
         lambda net, held: scott(
-            flow(net), TEACHER, DATA, generator(3), target=flow(held), adversarial=lambda end: 0.1 * end.sum()
+            flow(net), TEACHER, DATA, generator(3), target=flow(held), discriminator=lambda x, t: (1 + t) * x.sum(1)
         )[0],
         TwoTime(),
     )
 
 
-def test_jumps_end_at_the_data_and_the_adversarial_term_is_added() -> None:
-    notes = Notes()
-    plain = scott(notes.map, TEACHER, DATA, generator(1))[0]
-    loss, log = scott(notes.map, TEACHER, DATA, generator(1), adversarial=lambda end: end.square().mean())
+def test_jumps_end_at_the_data_and_the_adversary_is_optional() -> None:
+    """Its term is -D of the student's data and their times, its gradient the student's alone, 0 when off."""
+    notes, net = Notes(), TwoTime()
+    scott(notes.map, TEACHER, DATA, generator(1))
     assert bool((notes.calls[0][2] == 0).all())
-    assert float(loss) == pytest.approx(float(plain) + log["adversarial"])
-    assert log["adversarial"] > 0
+    form, seen = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True), []
+
+    def discriminator(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((x, t))
+        return t * torch.tanh(x @ form)
+
+    def slopes(**arguments: object) -> tuple[torch.Tensor, dict, list[torch.Tensor]]:
+        loss, log = scott(flow(net), TEACHER, DATA, generator(1), **arguments)
+        return loss.detach(), log, list(torch.autograd.grad(loss, [*net.parameters(), form], allow_unused=True))
+
+    plain, _, bare = slopes()
+    loss, log, found = slopes(discriminator=discriminator, adversarial=0.7)
+    ((made, t),) = seen
+    term = -(t * torch.tanh(made @ form)).mean()
+    torch.testing.assert_close(loss - plain, 0.7 * term.detach())
+    assert log["adversarial"] == pytest.approx(float(term.detach()))
+    torch.testing.assert_close(t, notes.calls[0][1])
+    assert found[-1] is None
+    assert max(float((a - b).abs().max()) for a, b in zip(found[:-1], bare[:-1], strict=True)) > 1e-5
+    for a, b in zip(slopes(discriminator=discriminator, adversarial=0.0)[2][:-1], bare[:-1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_discriminator_learns_from_the_students_data_and_the_true_ones_at_the_same_times() -> None:
+    net, form, seen = TwoTime(), torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True), []
+
+    def discriminator(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((x, t))
+        return x @ form
+
+    loss, _ = discriminator_loss(flow(net), DATA, generator(1), discriminator=discriminator)
+    (made, one), (true, other) = seen
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(true, DATA, rtol=0, atol=0)
+    assert not made.requires_grad
+    expected = torch.relu(1 + made @ form).mean() + torch.relu(1 - true @ form).mean()
+    torch.testing.assert_close(loss, expected)
+    scott(flow(net), TEACHER, DATA, generator(1), discriminator=discriminator)
+    torch.testing.assert_close(seen[2][0].detach(), made)  # the same draws: the states that the student is judged by
 
 
 @pytest.mark.parametrize("bad", [{"teacher": None}, {"eta": -1.0}, {"substeps": 0}])

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import kstest
 
 from consilience.diffusion import EDM, Process, RectifiedFlow
-from consilience.diffusion.consistency import exact_map
+from consilience.diffusion.consistency import FlowMap, exact_map
 from consilience.diffusion.consistency.maps import Jvp
 from consilience.diffusion.consistency.objectives.self_distillation import residual, self_distillation
 from consilience.diffusion.consistency.straight import (
@@ -17,7 +18,7 @@ from consilience.diffusion.consistency.straight import (
     pace,
     step_size,
     straight_time,
-    uniform_pair,
+    uniform_time,
 )
 from consilience.diffusion.denoisers import Prediction
 from consilience.diffusion.processes import expand
@@ -103,8 +104,30 @@ def test_without_a_teacher_the_diagonal_has_the_known_floor() -> None:
     for k in range(40):
         data = gaussian(process).sample(500, generator(k))
         values.append(float(self_distillation(flow, None, data, generator(100 + k), diagonal=1.0)[0]))
-        expected.append(float(spread_of_flow(uniform_pair(500, process, generator(100 + k))[0]).mean()))
+        expected.append(float(spread_of_flow(uniform_time(500, process, generator(100 + k))).mean()))
     assert abs(z_score([a - b for a, b in zip(values, expected, strict=True)], 0.0)) < 5
+
+
+@named
+def test_equal_times_are_uniform_on_the_straight_path_and_others_in_the_triangle(process: Process) -> None:
+    """Kolmogorov and Smirnov's test of equal times, of t^2 and of s / t below it, which are uniform then: at a level
+    of 10^-6 each.
+    """
+    calls = []
+
+    def noted(x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        calls.append((straight_time(process, t), straight_time(process, s)))
+        return torch.zeros_like(x)
+
+    data = gaussian(process).sample(4000, generator())
+    self_distillation(
+        FlowMap(noted, process, "flow"), None, data, generator(1), kind="progressive", diagonal=0.5, jvp="finite"
+    )
+    (same, end), (t, s) = calls[0], calls[-1]
+    torch.testing.assert_close(same, end)
+    for found in (same, t**2, s / t):
+        assert kstest(found.numpy(), "uniform").pvalue > 1e-6
+    assert kstest(t.numpy(), "uniform").pvalue < 1e-6
 
 
 @pytest.mark.parametrize("taught", [True, False])

@@ -219,6 +219,40 @@ def test_consistency_training_has_the_published_levels_in_long_runs_and_fewer_in
     assert profile.beta(2501) == pytest.approx(0.9 ** (2 / 26), rel=1e-12)
 
 
+def test_consistency_distillation_has_fixed_levels_and_no_target_average() -> None:
+    """Published with N = 18 and mu = 0 from the first step to the last; the levels' average is training's alone."""
+    setup, teacher = SETUPS["cm"], gaussian(EDM())
+    student = flow_map(TwoTimes(), EDM())
+    for steps in (50, 800_000):
+        assert setup.average(steps, True) is None
+        assert setup.average(steps) is not None
+    for step in (0, STEPS // 2, STEPS):
+        found, wanted = (
+            float(setup.loss(student, teacher, DATA, generator(1), step=step, steps=STEPS, **parts)[0].detach())
+            for parts in ({}, {"levels": 18})
+        )
+        assert found == wanted
+    alone, wanted = (
+        float(setup.loss(student, None, DATA, generator(1), step=STEPS, steps=STEPS, **parts)[0].detach())
+        for parts in ({}, {"levels": 18})
+    )
+    assert alone != wanted
+
+
+@pytest.mark.parametrize("name", [name for name in SETUPS if SETUPS[name].edges is not None])
+def test_phases_can_be_as_many_as_a_grid_has_steps(name: str) -> None:
+    """The loss and the edges exist for 1 to 50 phases, and what is jumped to are edges that it is sampled at."""
+    for phases in (1, 3, 50):
+        setup, process = replace(SETUPS[name], phases=phases), RectifiedFlow()
+        notes = Notes(process)
+        setup.loss(notes.map, gaussian(process), DATA, generator(3), step=STEPS, steps=STEPS)
+        edges = setup.grid(process, phases)
+        assert len(edges) == phases + 1
+        ends = {s for _, t, s, _ in notes.calls for s in s.flatten().tolist()}
+        near = [min(abs(end - float(edge)) for edge in edges) for end in ends]
+        assert max(near) < 1e-9
+
+
 def test_consistency_fm_is_anchored_everywhere_in_the_first_half() -> None:
     """There the loss is half-way's with every target the datum's own state; later it is not."""
     student, setup = flow_map(TwoTimes()), SETUPS["consistency-fm"]

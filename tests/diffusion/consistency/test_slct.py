@@ -10,7 +10,8 @@ from consilience.diffusion import EDM, Process, RectifiedFlow
 from consilience.diffusion.consistency import exact_map
 from consilience.diffusion.consistency.curriculum import karras_levels
 from consilience.diffusion.consistency.objectives.ict import draw
-from consilience.diffusion.consistency.objectives.slct import adaptive_c, coupled, early_loss, slct
+from consilience.diffusion.consistency.objectives.slct import adaptive_c, coupled, early_loss, little_noise, slct
+from consilience.diffusion.consistency.shared import pair
 
 from .exact import EIGENVALUES, Net, check_gradient, gaussian, generator, student, z_score
 
@@ -35,16 +36,17 @@ def test_c_falls_with_the_number_of_levels() -> None:
 def test_the_loss_is_its_two_terms(process: Process) -> None:
     """Against the loss put together without the shared functions, from the same draws in the same order."""
     net, data = Net(), gaussian().sample(16, generator())
-    loss, log = slct(student(net, process), None, data, generator(1), levels=11, diffusion_weight=0.7)
+    loss, log = slct(student(net, process), None, data, generator(1), levels=11, diffusion_weight=0.7, sigma_data=0.8)
     clock, grid, flow = generator(1), karras_levels(process, 11), student(net, process)
     lower = draw(process, grid, 16, clock, -1.1, 2.0)
     noise = coupled(data, torch.randn(16, 2, generator=clock, dtype=torch.float64))
     t, s = grid[lower + 1], grid[lower]
     near, far = (flow.x0(process.add_noise(data, noise, u), u) for u in (t, s))
-    cauchy = torch.log(1 + (near - far).square().sum(1) / (2 * adaptive_c(11) ** 2))
-    torch.randint(2**31, (), generator=clock)  # the dropout's seed
-    early = grid[torch.randint(3, (16,), generator=clock)]
-    error = (flow.x0(process.add_noise(data, noise, early), early) - data).square().mean()
+    cauchy = torch.log(1 + (near - far).square().mean(1) / (2 * adaptive_c(11) ** 2))
+    few = lower <= 1  # of the ten pairs of neighbours
+    assert bool(few.any())
+    weight = process.ratio(t[few]) ** -2 + 0.8**-2
+    error = (weight * (near[few] - data[few]).square().mean(1)).mean()
     expected = (cauchy / (process.ratio(t) - process.ratio(s))).mean() + 0.7 * error
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     assert log["diffusion"] == pytest.approx(float(error.detach()), rel=1e-9)
@@ -64,16 +66,24 @@ def test_an_outlier_pulls_less_the_farther_it_is() -> None:
     assert slope(pseudo_huber(c), 30 * c) > slope(pseudo_huber(c), 3 * c)
 
 
-def test_early_denoising_has_the_exact_maps_floor() -> None:
-    """E (f(x_t) - x0)^2 per value = mean of 2 v (1 - sqrt(v / (v + t^2))); z below 5, false alarm below 1e-4."""
-    flow, grid = exact_map(gaussian()), karras_levels(EDM(), 40)
-    values = []
+def test_early_denoising_has_the_exact_maps_floor_where_it_is_taken() -> None:
+    """E (f(x_t) - x0)^2 per value = mean of 2 v (1 - sqrt(v / (v + t^2))), times the weight; false alarm below 1e-4."""
+    flow, values = exact_map(gaussian()), []
+    t = torch.cat([torch.full((200,), 0.5), torch.full((200,), 3.0)]).double()
     for seed in range(30):
         data = gaussian().sample(400, generator(seed))
-        noise = torch.randn(400, 2, dtype=torch.float64, generator=generator(100 + seed))
-        values.append(float(early_loss(flow, data, grid, noise, generator(200 + seed))))
-    v, t = EIGENVALUES[:, None], grid[:10]
-    assert abs(z_score(values, float((2 * v * (1 - torch.sqrt(v / (v + t**2)))).mean()))) < 5
+        p = pair(EDM(), data, t, t, generator(100 + seed))
+        values.append(float(early_loss(EDM(), p, flow.x0(p.x_t, p.t), t < 1)))
+    floor = (2 * EIGENVALUES * (1 - torch.sqrt(EIGENVALUES / (EIGENVALUES + 0.25)))).mean() * (1 / 0.25 + 1 / 0.25)
+    assert abs(z_score(values, float(floor))) < 5
+    assert float(early_loss(EDM(), p, flow.x0(p.x_t, p.t), t > 9)) == 0.0
+
+
+def test_a_quarter_of_the_levels_is_of_little_noise() -> None:
+    """The authors count the pairs from much noise: those from int(0.75 N) on, of N - 1."""
+    for levels in (2, 5, 11, 21, 641):
+        counted = [i for i in range(levels - 1) if i >= int(levels * 0.75)]
+        assert little_noise(levels) == len(counted)
 
 
 def test_a_teacher_is_refused() -> None:

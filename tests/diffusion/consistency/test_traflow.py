@@ -73,6 +73,26 @@ def test_each_weight_is_that_of_its_term() -> None:
         assert float(loss.detach()) == pytest.approx(3 * log[name])
 
 
+def test_the_change_is_scaled_to_the_gradient_of_the_consistency() -> None:
+    """At the last layer its gradient is then as long, where the scale lies within 0.01 and 10."""
+    net = TwoTimes()
+    teacher, like = gaussian(PROCESS), torch.zeros(16, 2, dtype=torch.float64)
+    last = [p for p in net.parameters() if p.ndim == 2][-1]
+
+    def slope(weights: tuple[float, float, float], layer: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        loss, log = traflow(
+            flow_map(net), teacher, like, generator(1), weights=weights, last_layer=layer, target=flow_map(TwoTimes(3))
+        )
+        return torch.autograd.grad(loss, last)[0], log
+
+    (aim, _), (bare, _) = slope((0.0, 0.0, 1.0)), slope((0.0, 1.0, 0.0))
+    scaled, log = slope((0.0, 1.0, 0.0), last)
+    expected = float(aim.norm()) / (float(bare.norm()) + 1e-4)
+    assert 0.01 < expected < 10
+    assert log["change_scale"] == pytest.approx(expected)
+    torch.testing.assert_close(scaled, expected * bare)
+
+
 def test_gradients_are_those_of_differences_with_the_target_held() -> None:
     like = torch.zeros(12, 2, dtype=torch.float64)
     check_gradient(

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from consilience.diffusion import EDM, Process, RectifiedFlow
-from consilience.diffusion.consistency import exact_map
+from consilience.diffusion.consistency import exact_map, multistep
 from consilience.diffusion.consistency.objectives.ect import ect
-from consilience.diffusion.consistency.objectives.vct import kl, vct
+from consilience.diffusion.consistency.objectives.vct import coupled_noise, kl, vct
 
 from .exact import Net, check_gradient, gaussian, generator, student
 
@@ -102,3 +102,21 @@ def test_a_teacher_and_an_encoder_of_another_shape_are_refused() -> None:
         vct(exact_map(gaussian()), gaussian(), data, generator(), encoder=standard)
     with pytest.raises(ValueError, match="mean and a deviation"):
         vct(exact_map(gaussian()), None, data, generator(), encoder=lambda x: (x, x[:, :1]))
+
+
+@pytest.mark.parametrize("process", [EDM(), RectifiedFlow()], ids=lambda p: type(p).__name__)
+def test_between_steps_the_data_are_noised_as_in_training(process: Process) -> None:
+    """By hand, and with an encoder of the standard normal the plain sampler."""
+    flow, encoder = exact_map(gaussian(process)), Encoder()
+    x = process.prior((30, 2), generator(3), dtype=torch.float64)
+    grid = torch.tensor([process.t_max, 0.6, 0.0], dtype=torch.float64)
+    found = multistep(flow, x, grid, noise=coupled_noise(encoder, generator(4))).x
+    with torch.no_grad():
+        first = flow.x0(x, process.t_max)
+        loc, scale = encoder(first)
+    noise = loc + scale * torch.randn(30, 2, dtype=torch.float64, generator=generator(4))
+    t = torch.full((30,), 0.6, dtype=torch.float64)
+    torch.testing.assert_close(found, flow.x0(process.add_noise(first, noise, t), t))
+    assert not found.requires_grad
+    plain = multistep(flow, x, grid, generator=generator(4)).x
+    torch.testing.assert_close(multistep(flow, x, grid, noise=coupled_noise(standard, generator(4))).x, plain)

@@ -14,7 +14,7 @@ Model = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it
     typer.Option("--model", help="A folder that diffusers saved; default the digits models of the package."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the noise.")]
 Config = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it
     typer.Argument(help="Settings in TOML or JSON; flags win."),
@@ -23,6 +23,10 @@ Batch = Annotated[int | None, typer.Option("--batch", help="Images per step; def
 Ema = Annotated[float | None, typer.Option("--ema", help="Rate of the average that is kept; 0: none.")]
 Accumulate = Annotated[int | None, typer.Option("--accumulate", help="Parts a batch is cut into.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="float32 or bf16.")]
+Phases = Annotated[
+    int | None,
+    typer.Option("--phases", help="Parts that the way is cut into, for the objectives that have them, such as pcm."),
+]
 RunSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything.")]
 SampleEvery = Annotated[
     int | None, typer.Option("--sample-every", help="Steps between pictures of samples; default 500.")
@@ -82,6 +86,7 @@ def train(
         str | None,
         typer.Option("--objective", help="denoising (the default), or one for few steps that needs no teacher: ect."),
     ] = None,
+    phases: Phases = None,
     loss: Annotated[str | None, typer.Option("--loss", help="plain or min-snr.")] = None,
     immiscible: Annotated[
         bool | None, typer.Option("--immiscible/--no-immiscible", help="Give each image a nearby noise of its batch.")
@@ -109,6 +114,7 @@ def train(
         "width": width,
         "process": process,
         "objective": objective,
+        "phases": phases,
         "loss": loss,
         "immiscible": immiscible,
         "unconditional": unconditional,
@@ -131,6 +137,7 @@ def distill(
         str | None, typer.Option("--teacher", help="A folder that diffusers saved; default the digits model: digits.")
     ] = None,
     objective: Annotated[str | None, typer.Option("--objective", help="How it is taught; default ect.")] = None,
+    phases: Phases = None,
     data: Annotated[
         str | None, typer.Option("--data", help="What the teacher was trained on, as train takes it; default digits.")
     ] = None,
@@ -156,6 +163,7 @@ def distill(
     flags = {
         "teacher": teacher,
         "objective": objective,
+        "phases": phases,
         "data": data,
         "out": None if out is None else str(out),
         "guidance": guidance,

@@ -16,7 +16,8 @@ def run(config: Path | None, flags: dict[str, Any], *, as_json: bool) -> None:
     settings, out, where = settings_of(config, flags, "diffusion-student")
     with extra():
         from consilience.diffusion.pictures import read
-        from consilience.diffusion.recipe import Distillation, distil
+        from consilience.diffusion.recipe import distil
+        from consilience.diffusion.settings import Distillation
 
         recipe = Distillation.of(settings, where)
         data = read(recipe.data)

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from consilience.diffusion.pipeline import ImagePipeline
 
 NEEDED = ("torch", "diffusers", "accelerate", "sklearn")
+MOST_STEPS = 10_000
+"""Evaluations per image; each has its coefficients worked out before the first."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch's errors of no kind of their own say: on the CPU, on Windows, and on Apple's GPUs."""
 
 
 @contextmanager
 def extra() -> Iterator[None]:
     """Run with the extra's packages, and turn what they say into lines for a person.
 
-    Raises InputError where one is missing, and in place of a ValueError or of the FloatingPointError of a training.
+    Raises InputError where one is missing, and in place of a ValueError, of the FloatingPointError of a training, or of
+    memory that was not to be had.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -37,9 +42,30 @@ def extra() -> Iterator[None]:
             yield
         except (ValueError, FloatingPointError) as error:
             raise InputError(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _of_memory(error):
+                raise
+            raise InputError(
+                "there was no memory for this: make --batch, --width, --count or the images smaller, or --accumulate "
+                f"larger ({str(error).splitlines()[0]})"
+            ) from error
         finally:
             for text in dict.fromkeys(str(one.message) for one in heard if issubclass(one.category, UserWarning)):
                 print(f"warning: {text}", file=sys.stderr)
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch has a kind of error for it on some devices alone."""
+    import torch
+
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in NO_MEMORY)
+
+
+def check_steps(steps: int) -> None:
+    """Raise InputError for a number of evaluations that no sampling takes."""
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps {steps}: must be at least 1 and at most {MOST_STEPS}")
 
 
 def load(folder: Path | None, evaluations: int, few: bool = False) -> tuple[ImagePipeline, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from consilience.cli.diffusion.extra import extra, load
+from consilience.cli.diffusion.extra import check_steps, extra, load
 from consilience.cli.progress import Counter
 from consilience.errors import InputError
 
@@ -93,8 +93,8 @@ def _counts(steps: str) -> list[int]:
         found = sorted({int(part) for part in steps.split(",")})
     except ValueError as error:
         raise InputError(f"steps {steps}: expected whole numbers, such as 4,8,16") from error
-    if found[0] < 1:
-        raise InputError(f"steps {steps}: must be at least 1")
+    for count in found:
+        check_steps(count)
     return found
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consilience.cli.diffusion.extra import extra, load
+from consilience.cli.diffusion.extra import check_steps, extra, load
 from consilience.cli.progress import Counter
 from consilience.errors import InputError
 from consilience.record import check_place
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from consilience.diffusion.pipeline import ImagePipeline
-    from consilience.diffusion.sampling import Drawn
+    from consilience.diffusion.sampling import Drawn, Guidance
 
 KEPT = 8
 """Images whose trajectory a folder gets."""
@@ -39,14 +39,10 @@ def run(
 ) -> None:
     """Draw the images and write them."""
     picture = _is_picture(out)
-    if apg and guidance == 1:
-        raise InputError("--apg changes how --guidance acts: give a scale, such as --guidance 8")
-    if not math.isfinite(guidance):
-        raise InputError(f"guidance {guidance}: must be a finite number")
-    if steps < 1:
-        raise InputError(f"steps {steps}: must be at least 1")
+    check_steps(steps)
+    _check_guidance(guidance, apg)
     with extra():
-        from consilience.diffusion.sampling import Guidance, draw, noise_of
+        from consilience.diffusion.sampling import Guidance, noise_of
 
         pipe, name = load(model, steps, few=guidance == 1 and method in (None, "consistency"))
         noise = noise_of(pipe, count, seed)
@@ -54,35 +50,50 @@ def run(
         limit = float("inf") if not apg or labels is None else _norm(pipe, labels)
         how = Guidance(guidance, apg, limit)
         start = time.perf_counter()
-        with Counter("sampling", "images", count) as counter:
-            drawn = draw(
-                pipe,
-                noise,
-                steps,
-                method,
-                labels,
-                how,
-                seed=seed,
-                keep=0 if picture else min(KEPT, count),
-                on_images=counter.update,
-            )
-        facts = {
-            "model": name,
-            "count": count,
-            "seed": seed,
-            "method": drawn.method,
-            "why": drawn.why,
-            "nfe": drawn.nfe,
-            "guidance": guidance,
-            "apg": round(limit, 4) if apg else None,
-            "seconds": round(time.perf_counter() - start, 3),
-            "out": str(out),
-        }
+        drawn = _drawn(pipe, noise, labels, how, steps=steps, method=method, seed=seed, states=not picture)
+        _check_finite(drawn, name, guidance)
+        seconds = round(time.perf_counter() - start, 3)
+        facts = {"model": name, "count": count, "seed": seed, "method": drawn.method, "why": drawn.why}
+        facts |= {"nfe": drawn.nfe, "guidance": guidance, "apg": round(limit, 4) if apg else None}
+        facts |= {"seconds": seconds, "out": str(out)}
         columns = _columns(pipe, label, count)
         _write_picture(drawn, out, columns) if picture else _write_folder(drawn, out, columns, facts)
     why = f" ({drawn.why})" if drawn.why else ""
-    print(f"{name}: {drawn.method}{why}, nfe {drawn.nfe}, {facts['seconds']} s", file=sys.stderr)
+    print(f"{name}: {drawn.method}{why}, nfe {drawn.nfe}, {seconds} s", file=sys.stderr)
     print(json.dumps(facts) if as_json else f"{count} images: {out}")
+
+
+def _check_guidance(guidance: float, apg: bool) -> None:
+    if apg and guidance == 1:
+        raise InputError("--apg changes how --guidance acts: give a scale, such as --guidance 8")
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance {guidance}: must be a finite number")
+
+
+def _drawn(
+    pipe: ImagePipeline,
+    noise: Tensor,
+    labels: Tensor | None,
+    how: Guidance,
+    *,
+    steps: int,
+    method: str | None,
+    seed: int,
+    states: bool,
+) -> Drawn:
+    from consilience.diffusion.sampling import draw
+
+    keep = min(KEPT, len(noise)) if states else 0
+    with Counter("sampling", "images", len(noise)) as counter:
+        return draw(pipe, noise, steps, method, labels, how, seed=seed, keep=keep, on_images=counter.update)
+
+
+def _check_finite(drawn: Drawn, name: str, guidance: float) -> None:
+    """Raise InputError where images are no numbers, so that nothing is written."""
+    broken = int((~drawn.x.isfinite().flatten(1).all(1)).sum())
+    if broken:
+        why = "the weights may be damaged" if guidance == 1 else f"guidance {guidance:g} may be more than it bears"
+        raise InputError(f"{name}: {broken} of {len(drawn.x)} images are not finite; {why}, or try another method")
 
 
 def _is_picture(out: Path) -> bool:

@@ -22,7 +22,8 @@ def run(config: Path | None, flags: dict[str, Any], *, as_json: bool) -> None:
     settings, out, where = settings_of(config, flags, "diffusion-run")
     with extra():
         from consilience.diffusion.pictures import read
-        from consilience.diffusion.recipe import Recipe, follow
+        from consilience.diffusion.recipe import follow
+        from consilience.diffusion.settings import Recipe
 
         recipe = Recipe.of(settings, where)
         data = read(recipe.data)

@@ -46,6 +46,7 @@ from consilience.diffusion.consistency.objectives.self_distillation import self_
 from consilience.diffusion.consistency.objectives.slct import slct
 from consilience.diffusion.consistency.objectives.tcd import tcd
 from consilience.diffusion.consistency.objectives.tdd import tdd
+from consilience.diffusion.consistency.objectives.tlcm import tlcm
 from consilience.diffusion.consistency.objectives.traflow import traflow
 from consilience.diffusion.consistency.objectives.vct import vct
 from consilience.diffusion.consistency.samplers import (
@@ -56,6 +57,7 @@ from consilience.diffusion.consistency.samplers import (
     phase_grid,
     phased,
     search_levels,
+    segmented,
     tcd_sample,
 )
 from consilience.diffusion.consistency.setups import SETUPS, Setup
@@ -127,6 +129,7 @@ __all__ = [
     "scott",
     "sct",
     "search_levels",
+    "segmented",
     "self_distillation",
     "slct",
     "smooth_decay",
@@ -137,6 +140,7 @@ __all__ = [
     "tcd_sample",
     "tdd",
     "teacher_step",
+    "tlcm",
     "traflow",
     "vct",
 ]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consilience.diffusion.denoisers import Denoiser, Prediction, as_time, convert, weights
@@ -162,13 +163,13 @@ def derivative(
 
     ``exact`` is forward-mode differentiation, with scaled-dot-product attention in its math kernel, the one that has a
     forward mode; ``finite`` the central difference with ``step``, for networks with an operation that has none, which
-    ``exact`` refuses with RuntimeError. All passes of ``finite`` drop the same units.
+    ``exact`` refuses with RuntimeError. All passes of ``finite`` drop the same units. For a
+    derivative of a derivative take `torch.func.jvp` outside.
     """
     if how == "exact":
         try:
             with forward_mode():
-                found: tuple[Tensor, Tensor] = torch.func.jvp(f, at, along)  # type: ignore[assignment]
-            return found
+                return _dual(f, at, along)
         except NotImplementedError as error:
             raise RuntimeError(
                 f"the network has an operation without forward-mode differentiation ({str(error).splitlines()[0]}): "
@@ -179,6 +180,17 @@ def derivative(
     with same_state():
         behind = f(*(x - step * v for x, v in zip(at, along, strict=True)))
     return f(*at), (ahead - behind) / (2 * step)
+
+
+def _dual(f: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    inside = torch._C._functorch.peek_interpreter_stack() is not None  # of another transform, such as vmap
+    if inside or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        # plain dual numbers do not nest, lose what the backward of softmax needs, and are 0 without autograd
+        found: tuple[Tensor, Tensor] = torch.func.jvp(f, at, along)  # type: ignore[assignment]
+        return found
+    with forward_ad.dual_level():  # a tenth to a quarter less time than torch.func.jvp in small networks
+        value, slope = forward_ad.unpack_dual(f(*map(forward_ad.make_dual, at, along)))  # type: ignore[no-untyped-call]
+    return value, torch.zeros_like(value) if slope is None else slope
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap
-from consilience.diffusion.processes import Process
-from consilience.diffusion.solvers.plan import Noise, Solution
+from consilience.diffusion.denoisers import Denoiser
+from consilience.diffusion.processes import Process, standard_normal
+from consilience.diffusion.solve import solve
+from consilience.diffusion.solvers.plan import Noise, Solution, Solver
 
 
 def one_step(model: FlowMap, x: Tensor, **cond: Any) -> Solution:
@@ -52,6 +54,38 @@ def phased(model: FlowMap, x: Tensor, grid: Tensor, **cond: Any) -> Solution:
     ValueError for a grid that is not decreasing.
     """
     return _jumps(model, x, grid, lambda _ratio, time: time, "phased", None, cond)
+
+
+def segmented(
+    model: FlowMap, x: Tensor, grid: Tensor, segments: int, method: str | Solver = "euler", **cond: Any
+) -> Solution:
+    """Solve the ODE of the model's own flow in each of ``segments`` equal parts of the grid's steps.
+
+    Consistency flow matching learns in each segment a flow that is straight to its end, which the model is told for s:
+    one step of Euler's method there is `phased`, and more of them (its code takes any number; arXiv:2407.02398), or a
+    ``method`` of `solve` of a higher order, make up for what is not straight yet. ``flow-midpoint`` does not ask for
+    the flow at a segment's end, where the next one's begins. Raises ValueError unless each has as many steps.
+    """
+    grid = grid.detach().double().cpu()
+    each, rest = divmod(len(grid) - 1, segments) if segments > 0 else (0, 1)
+    if rest or not each:
+        raise ValueError(f"{len(grid) - 1} steps cannot be shared by {segments} segments equally")
+    nfe, states = 0, []
+    for first in range(0, len(grid) - 1, each):
+        part = grid[first : first + each + 1]
+        found = solve(_towards(model, float(part[-1])), x, part, method, **cond)
+        x, nfe = found.x, nfe + found.nfe
+        states.append(x)
+    return Solution(x, nfe, grid, "segmented", "", tuple(states))
+
+
+def _towards(model: FlowMap, end: float) -> Denoiser:
+    """The model's prediction for the way to ``end``, as a denoiser."""
+
+    def predict(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return model.function(x, t, torch.full_like(t, end), **cond)
+
+    return Denoiser(predict, model.process, model.prediction)
 
 
 def phase_grid(grid: Tensor, phases: int) -> Tensor:
@@ -236,6 +270,6 @@ def normal(generator: torch.Generator | None, given: Noise | None = None) -> Noi
     """The noise given, or the generator's."""
 
     def draw(x: Tensor, _s: float, _t: float) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return standard_normal(x.shape, x, generator)
 
     return given or draw

@@ -47,6 +47,7 @@ from consilience.diffusion.consistency.objectives.self_distillation import self_
 from consilience.diffusion.consistency.objectives.slct import slct
 from consilience.diffusion.consistency.objectives.tcd import tcd
 from consilience.diffusion.consistency.objectives.tdd import tdd
+from consilience.diffusion.consistency.objectives.tlcm import tlcm
 from consilience.diffusion.consistency.objectives.traflow import traflow
 from consilience.diffusion.consistency.objectives.trajectory import times
 from consilience.diffusion.consistency.objectives.vct import vct
@@ -54,12 +55,21 @@ from consilience.diffusion.consistency.shared import Result, split
 from consilience.diffusion.consistency.straight import own_time
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
-from consilience.diffusion.processes import Process, TrigFlow
+from consilience.diffusion.processes import Process, TrigFlow, standard_normal
 from consilience.diffusion.solvers.plan import Solution
 from consilience.diffusion.training.ema import Decay, Profile
 
 WARMUP = 0.1
 """The share of a run in which the tangent's second part is faded in (sCM, AYF, rCM)."""
+
+CD_LEVELS = 18
+"""N of consistency distillation, with mu = 0: both fixed, as in the authors' code for CIFAR-10 (arXiv:2303.01469).
+
+Their larger images have N = 40 and mu = 0.95, under which what the target knows takes 800 steps to come to pure noise.
+"""
+
+GRID = 50
+"""The steps of the grids that `pcm` and `mlcm` cut into phases: more phases than that there cannot be."""
 
 TCD_GAMMA = 0.3
 """The share of the time that trajectory consistency distillation renoises (arXiv:2402.19159)."""
@@ -82,7 +92,8 @@ class Setup:
 
     ``teacher`` says whether it takes one. With ``two_times`` the network must be told s; without, what it is asked for
     follows from t: the data, or where ``phases`` is above 1 the end of t's phase (``edges``, from the process and the
-    number of phases). ``schedule`` gives the arguments that change through a run, ``average`` the profile of
+    number of phases), which with ``within`` is sampled in any multiple of as many steps. ``schedule`` gives the
+    arguments that change through a run, ``average``, of the steps and of whether there is a teacher, the profile of
     the average of the student's weights that is the target (None: the student itself). ``needs`` names what else
     `loss` has to be given, and what that is. ``trig`` objectives are defined on `TrigFlow` alone.
     """
@@ -92,9 +103,10 @@ class Setup:
     two_times: bool = False
     sampler: Literal["multistep", "chain", "phased", "tcd"] = "multistep"
     schedule: Callable[[At], Mapping[str, Any]] = lambda at: {}
-    average: Callable[[int], Profile | None] = lambda steps: None
+    average: Callable[..., Profile | None] = lambda steps, taught=False: None
     phases: int = 1
     edges: Callable[[Process, int], Tensor] | None = None
+    within: bool = False
     needs: Mapping[str, str] = field(default_factory=dict)
     trig: bool = False
 
@@ -143,12 +155,15 @@ class Setup:
     def grid(self, process: Process, steps: int, sigma_data: float = 0.5) -> Tensor:
         """The times [steps + 1] that `sample` visits: the phases' edges, or those of `few_grid`.
 
-        Raises ValueError for another number of steps than phases where there are phases.
+        Raises ValueError for a number of steps that the phases do not allow.
         """
         if self.edges is None:
             return few_grid(process, steps, sigma_data)
+        if self.within and steps > 0 and steps % self.phases == 0:
+            return self.edges(process, steps)
         if steps != self.phases:
-            raise ValueError(f"trained in {self.phases} phases this is sampled in as many steps, not in {steps}")
+            many = "a multiple of as many" if self.within else "as many"
+            raise ValueError(f"trained in {self.phases} phases this is sampled in {many} steps, not in {steps}")
         return self.edges(process, self.phases)
 
     def sample(
@@ -167,6 +182,8 @@ class Setup:
                 return samplers.multistep(model, x, grid, generator=generator, **cond)
             case "tcd":
                 return samplers.tcd_sample(model, x, grid, TCD_GAMMA, generator=generator, **cond)
+        if self.within:
+            return samplers.segmented(model, x, grid, self.phases, **cond)
         return samplers.phased(model, x, grid, **cond)
 
 
@@ -200,11 +217,15 @@ def cm_levels(step: int, steps: int) -> int:
 
 
 def _cm_levels(at: At) -> Mapping[str, Any]:
-    return {"levels": 18 if at.taught else cm_levels(at.step, at.steps)}
+    return {"levels": CD_LEVELS if at.taught else cm_levels(at.step, at.steps)}
 
 
 def _ict_levels(at: At) -> Mapping[str, Any]:
     return {"levels": doubling_levels(at.step, at.steps)}
+
+
+def _slct_levels(at: At) -> Mapping[str, Any]:
+    return {"levels": doubling_levels(at.step, at.steps, s1=640)}
 
 
 def _ect_gaps(at: At) -> Mapping[str, Any]:
@@ -220,7 +241,7 @@ def _multistep_grid(at: At) -> Mapping[str, Any]:
 
 
 def _mlcm_segments(at: At) -> Mapping[str, Any]:
-    return {"segments": progressive(at.step, at.steps, (4 * at.phases, 2 * at.phases, at.phases))}
+    return {"segments": progressive(at.step, at.steps, [min(k * at.phases, GRID) for k in (4, 2, 1)])}
 
 
 def _anchors(at: At) -> Mapping[str, Any]:
@@ -257,12 +278,13 @@ def _straight_edges(process: Process, phases: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- averages
 
 
-def _cm_average(steps: int) -> Profile:
-    return TargetAverage(cm_levels, steps, mu0=0.9)
+def _cm_average(steps: int, taught: bool = False) -> Profile | None:
+    """Training's rate mu follows its levels; distillation's is as fixed as its levels are, and 0: no average."""
+    return None if taught else TargetAverage(cm_levels, steps, mu0=0.9)
 
 
-def _average(rate: float) -> Callable[[int], Profile | None]:
-    return lambda steps: Decay(rate)
+def _average(rate: float) -> Callable[..., Profile | None]:
+    return lambda steps, taught=False: Decay(rate)
 
 
 # ---------------------------------------------------------------------- objectives whose arguments are put together
@@ -318,7 +340,7 @@ def _nct(
 ) -> Result:
     """`nct` of the student's one step under its condition ``control``, from the one step of ``base``."""
     x0, cond = split(batch)
-    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
+    noise = standard_normal(x0.shape, x0, generator)
 
     def one_step(model: FlowMap, z: Tensor, **more: Any) -> Tensor:
         t = torch.full((len(z),), model.process.t_max, dtype=z.dtype, device=z.device)
@@ -342,7 +364,7 @@ SETUPS: dict[str, Setup] = {
     "ict": Setup(ict, schedule=_ict_levels),
     "ect": Setup(ect, schedule=_ect_gaps),
     "sct": Setup(sct, teacher="none", schedule=_smooth_gaps),
-    "slct": Setup(slct, teacher="none", schedule=_ict_levels),
+    "slct": Setup(slct, teacher="none", schedule=_slct_levels),
     "scm": Setup(scm, schedule=_fading, trig=True),
     "vct": Setup(
         vct, teacher="none", schedule=_ect_gaps, needs={"encoder": "the law of a datum's noise: x0 -> mean, deviation"}
@@ -359,7 +381,7 @@ SETUPS: dict[str, Setup] = {
         schedule=lambda at: {"phases": at.phases},
         average=_average(0.95),
         phases=4,
-        edges=_grid_edges(lambda phases: 50),
+        edges=_grid_edges(lambda phases: GRID),
     ),
     "multistepcm": Setup(
         multistepcm,
@@ -373,16 +395,17 @@ SETUPS: dict[str, Setup] = {
         teacher="needed",
         sampler="phased",
         schedule=_mlcm_segments,
-        average=_average(0.95),
         phases=2,
-        edges=_grid_edges(lambda phases: 50),
+        edges=_grid_edges(lambda phases: GRID),
     ),
+    "tlcm": Setup(tlcm, teacher="needed"),
     "consistency-fm": Setup(
         consistency_fm,
         sampler="phased",
         schedule=_anchors,
         phases=2,
         edges=_straight_edges,
+        within=True,
     ),
     "traflow": Setup(traflow, teacher="needed", two_times=True, sampler="chain"),
     "meanflow": Setup(meanflow, two_times=True, sampler="chain"),
@@ -391,7 +414,7 @@ SETUPS: dict[str, Setup] = {
     "psd": Setup(self_distillation, two_times=True, sampler="chain", schedule=_constant(kind="progressive")),
     "ayf": Setup(ayf, teacher="needed", two_times=True, sampler="chain", schedule=_fading_short_of_one),
     "rcm": Setup(rcm, teacher="needed", schedule=_fading),
-    "scflow": Setup(scflow, teacher="needed"),
+    "scflow": Setup(scflow, teacher="needed", average=_average(0.9)),
     "nct": Setup(
         _nct,
         teacher="none",

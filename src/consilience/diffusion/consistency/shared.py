@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import relu
 
 from consilience.diffusion.consistency.maps import FlowMap, ddim_step, same_state
 from consilience.diffusion.denoisers import Denoiser
@@ -73,6 +74,15 @@ def pair(
     return Pair(x0, cond, t, s, eps, process.add_noise(x0, eps, t), process.add_noise(x0, eps, s))
 
 
+def rows(p: Pair, which: slice | Tensor) -> Pair:
+    """Some rows of a batch, by a slice or by their indices, and of the conditions that have one row per sample."""
+    cond = {
+        name: value[which] if isinstance(value, Tensor) and value.ndim and len(value) == len(p.t) else value
+        for name, value in p.cond.items()
+    }
+    return Pair(p.x0[which], cond, p.t[which], p.s[which], p.noise[which], p.x_t[which], p.x_s[which])
+
+
 @torch.no_grad()
 def teacher_step(teacher: Denoiser, x: Tensor, t: Tensor, s: Tensor, heun: bool = True, **cond: Any) -> Tensor:
     """The state at s of x at t [batch, ...] by one Heun (or Euler) step of the teacher's ODE, without gradient.
@@ -110,6 +120,16 @@ def dropout_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**31, (), generator=generator, device=device))
 
 
+def random_states() -> tuple[bytes, ...]:
+    """The states of the global generators: a pass that leaves them as they were has no dropout."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    elif torch.backends.mps.is_available():
+        states.append(torch.mps.get_rng_state())
+    return tuple(state.numpy().tobytes() for state in states)
+
+
 class _Through(torch.autograd.Function):
     """A function of a state whose backward reaches the state and nothing else that the function knows."""
 
@@ -122,7 +142,8 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (back,) = torch.autograd.grad(ctx.value, ctx.at, grad)
+        # kept: the losses that are scaled by the ratio of their gradients are differentiated more than once
+        (back,) = torch.autograd.grad(ctx.value, ctx.at, grad, retain_graph=True)
         return back, None
 
 
@@ -181,6 +202,12 @@ def _variance(x: Tensor) -> Tensor:
 def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """The mean over the batch of per-sample ``values`` [batch], each times its ``weight`` [batch]; 0-d."""
     return (values if weight is None else values * weight.to(values)).mean()
+
+
+def hinge(made: Tensor, real: Tensor) -> Result:
+    """relu(1 + made) + relu(1 - real), the means over a discriminator's logits of the two, of any shapes."""
+    loss = relu(1 + made).mean() + relu(1 - real).mean()
+    return loss, {"loss": float(loss.detach())}
 
 
 Distance = Callable[[Tensor, Tensor], Tensor]

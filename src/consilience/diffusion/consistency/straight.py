@@ -112,6 +112,11 @@ def uniform_pair(count: int, process: Process, generator: torch.Generator | None
     return _ordered(process, *_uniform(2, count, generator))
 
 
+def uniform_time(count: int, process: Process, generator: torch.Generator | None = None) -> Tensor:
+    """A uniform tau as the process's own time, float64 [count]."""
+    return own_time(process, _uniform(1, count, generator)[0])
+
+
 def logit_normal_pair(mean: float = -0.4, std: float = 1.0) -> Intervals:
     """Two tau whose logits are normal, the larger first (MeanFlow, arXiv:2505.13447)."""
 

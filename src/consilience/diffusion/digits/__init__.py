@@ -64,7 +64,6 @@ def transformer(size: int = 8, channels: int = 1, classes: int | None = CLASSES,
 
     Raises ValueError for an odd size. Without ``classes`` there is one class that is always named.
     """
-    from diffusers.models.embeddings import LabelEmbedding
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     if size % 2 or width % 4:
@@ -79,10 +78,20 @@ def transformer(size: int = 8, channels: int = 1, classes: int | None = CLASSES,
         patch_size=2,
         num_embeds_ada_norm=classes or 1,
     )
-    for part in made.modules():  # each block would drop labels by itself, at random: ours are dropped once
+    return keeping_labels(made)
+
+
+def keeping_labels(network: Any) -> Any:
+    """The network, of which no part drops labels in training: a DiT's blocks would, each by itself, at random.
+
+    Ours are dropped once, before they are shown.
+    """
+    from diffusers.models.embeddings import LabelEmbedding
+
+    for part in network.modules():
         if isinstance(part, LabelEmbedding):
             part.dropout_prob = 0.0
-    return made
+    return network
 
 
 def shipped(evaluations: int) -> Path:

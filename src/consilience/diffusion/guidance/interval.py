@@ -16,7 +16,7 @@ def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Deno
     """``guided`` where low < sigma / alpha <= high, ``plain`` elsewhere, at the cost of the one that is called.
 
     At high noise guidance drops modes, at low noise it has no effect. Raises ValueError unless 0 <= low < high. Source:
-    Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3, where ``plain`` is the conditional model.
+    Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3.1, where ``plain`` is the conditional model.
     """
     if not 0 <= low < high:
         raise ValueError(f"need 0 <= low < high, got {low} and {high}")

@@ -75,11 +75,11 @@ def fit_minority_classifier(
     ends = torch.tensor([process.t_min, process.t_max], dtype=x0.dtype, device=x0.device)
     low, high = torch.atan2(process.sigma(ends), process.alpha(ends))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
-    losses = []
+    device, losses = x0.device if generator is None else generator.device, []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        chosen = torch.randint(len(x0), (batch,), generator=generator, device=x0.device)
-        u = torch.rand(batch, generator=generator, dtype=x0.dtype, device=x0.device)
+        chosen = torch.randint(len(x0), (batch,), generator=generator, device=device).to(x0.device)
+        u = torch.rand(batch, generator=generator, dtype=x0.dtype, device=device).to(x0.device)
         t = process.time(torch.tan(low + (high - low) * u))
         noisy = process.add_noise(x0[chosen], process.noise((batch, *x0.shape[1:]), t, generator), t)
         loss = functional.cross_entropy(network(noisy, t), labels[chosen])

@@ -21,7 +21,7 @@ def rehearsal_guidance(
 
     Samples of an old class, which the model is conditioned on, so move to what ``classifier`` (clean data to logits
     over all classes so far) is about to take for a recent class. Scale 0 is plain generative replay. Source: Cywinski
-    et al. 2024, arXiv:2403.03938, section 4, and their code (train_util.py, guid_to_new_classes; scale 0.2 to 1).
+    et al. 2024, arXiv:2403.03938, by their code (train_util.py, guid_to_new_classes; scale 0.2 to 1).
     """
     if not recent:
         raise ValueError("name at least one recent class to guide to")

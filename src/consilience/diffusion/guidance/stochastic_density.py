@@ -15,7 +15,7 @@ from torch import Tensor
 
 from consilience.diffusion.denoisers import Denoiser, as_time, convert
 from consilience.diffusion.guidance.density import Rate, growth
-from consilience.diffusion.processes import expand
+from consilience.diffusion.processes import expand, standard_normal
 
 Amount = Callable[[float], float]
 """The noise at a time, in units of the forward process's own: 1 is as much as the reverse SDE adds, 0 none."""
@@ -54,7 +54,7 @@ def stochastic_density_guidance(
         velocity, score, trace = _parts(model, x, t, generator, probes if float(phi) else 0, cond)
         length = (score * score).flatten(1).sum(1).clamp(min=torch.finfo(x.dtype).tiny)
         drift = velocity + score * expand((excess(x, t) + phi**2 / 2 * trace) / length, x)
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        noise = standard_normal(x.shape, x, generator)
         x = x + h * drift + phi * abs(h) ** 0.5 * across(noise, score)
     return x
 
@@ -82,7 +82,7 @@ def _parts(
         if probes is None:
             v.flatten(1)[:, i] = 1
         else:
-            v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            v = standard_normal(x.shape, x, generator)
         v = across(v, score)
         curved = torch.func.jvp(score_of, (x,), (v,))[1]
         trace = trace + (v * curved).flatten(1).sum(1) / (1 if probes is None else probes)

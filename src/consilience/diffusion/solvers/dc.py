@@ -56,7 +56,7 @@ class DCSolver:
 
 
 def compensated(points: Lambdas, i: int, outputs: np.ndarray, ratio: float) -> np.ndarray:
-    """Row i of ``outputs`` (see `unipc.stages_of`) at the time that ``ratio`` says, equation 8."""
+    """Row i of ``outputs`` (see `unipc.stages_of`) at the time that ``ratio`` says."""
     if i < DEGREE:
         return outputs[i]
     at = ratio * points.t[i] + (1 - ratio) * points.t[i - 1]
@@ -76,7 +76,7 @@ def fit(
     progress: Callable[[int, float, float], None] | None = None,
     **cond: Any,
 ) -> DCSolver:
-    """The ratios that keep ``base`` closest to a many-step trajectory, found step after step (algorithm 1).
+    """The ratios that keep ``base`` closest to a many-step trajectory, found step after step.
 
     ``x`` [batch, ...] stands at the grid's first time; ten samples are enough. The trajectory takes ``substeps`` steps
     in each of the grid's. Each ratio minimises the mean squared distance to it after the step, over ``bounds``, by a
@@ -167,10 +167,11 @@ def _trajectory(model: Denoiser, x: Tensor, grid: Tensor, substeps: int, cond: d
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """Ratios for unseen numbers of steps and guidance scales (section 3.4's cascade polynomial regression).
+    """Ratios for unseen numbers of steps and guidance scales: the paper's cascade polynomial regression.
 
     A ratio is a cubic in the share of steps done, whose coefficients are quadratics in the guidance scale, whose
-    coefficients are quadratics in the number of steps: ``coefficients`` [36], in the order of `POWERS`.
+    coefficients are quadratics in the number of steps, as in the authors' code: ``coefficients`` [36], in the order of
+    `POWERS`.
     """
 
     coefficients: tuple[float, ...]

@@ -122,8 +122,9 @@ def _divergence(v: Tensor, x: Tensor, signs: Tensor | None) -> Tensor:
 def _signs(x: Tensor, probes: int | None, generator: torch.Generator | None) -> Tensor | None:
     if probes is None:
         return None
-    coins = torch.randint(0, 2, (probes, *x.shape), generator=generator, device=x.device)
-    return (2 * coins - 1).to(x.dtype)
+    device = x.device if generator is None else generator.device
+    coins = torch.randint(0, 2, (probes, *x.shape), generator=generator, device=device)
+    return (2 * coins - 1).to(x)
 
 
 def _normal(x: Tensor, sigma: float) -> Tensor:

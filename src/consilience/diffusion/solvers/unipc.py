@@ -23,9 +23,9 @@ Update = tuple[float, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class UniPC:
-    """UniP-``order`` (1 to 3), by default with the corrector UniC-``order``: algorithms 1 and 2.
+    """UniP-``order`` (1 to 3), by default with the corrector UniC-``order``.
 
-    ``variant`` is B(h) = h or exp(h) - 1 of equation 11. One evaluation per step; the last state is not corrected,
+    ``variant`` is B(h) = h or exp(h) - 1. One evaluation per step; the last state is not corrected,
     which would take one more. The step to sigma = 0, where h is infinite, extrapolates x0 at the same order.
     """
 
@@ -49,7 +49,7 @@ class UniPC:
         return Plan(tuple(stages), "x0")
 
     def predict(self, points: Lambdas, i: int) -> Update:
-        """UniP from point i to i + 1, equation 3 (and 8): weights on `Lambdas.seen`."""
+        """UniP from point i to i + 1: weights on `Lambdas.seen`."""
         seen = points.seen(i, self.order)
         if points.sigma[i + 1] == 0:
             return 0.0, np.array(points.to_data(i + 1, seen))
@@ -62,7 +62,7 @@ class UniPC:
         return keep, weights - points.alpha[i + 1] * b_h * _differences(rhos, rs[:-1])
 
     def correct(self, points: Lambdas, i: int) -> Update:
-        """UniC of the step from point i to i + 1, equation 9: weights on i + 1, then on `Lambdas.seen`."""
+        """UniC of the step from point i to i + 1: weights on i + 1, then on `Lambdas.seen`."""
         seen = points.seen(i, self.order)
         keep, gain = points.hold(i, i + 1)
         rs, right, b_h = self._system(points, i, seen)
@@ -78,7 +78,7 @@ class UniPC:
         return self.corrector and i > 0 and bool(np.isfinite(points.lam[i - 1]))
 
     def _system(self, points: Lambdas, i: int, seen: Sequence[int]) -> tuple[np.ndarray, np.ndarray, float]:
-        """r_1 .. r_p with r_p = 1, the right side of equation 5 and B(h); h is -h, as for the x0 prediction."""
+        """r_1 .. r_p with r_p = 1, the right side of the system and B(h); h is -h, as for the x0 prediction."""
         step = points.lam[i + 1] - points.lam[i]
         rs = np.array([*((points.lam[j] - points.lam[i]) / step for j in seen[1:]), 1.0])
         h = -step

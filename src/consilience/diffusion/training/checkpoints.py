@@ -50,6 +50,11 @@ def read(path: Path) -> dict[str, Any]:
     )
 
 
+def steps_done(path: Path) -> int:
+    """How many steps a run had done when it saved this checkpoint, 0 where there is none; raises as `read` does."""
+    return int(read(path)["step"]) if path.exists() else 0
+
+
 def snapshots(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The snapshots of a run, oldest first: ``step``, ``model`` (a state), ``ema`` (states) and their ``sigma_rel``.
 

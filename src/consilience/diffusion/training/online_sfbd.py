@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.grids import karras_grid
-from consilience.diffusion.processes import EDM
+from consilience.diffusion.processes import EDM, standard_normal
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def backward(model: Denoiser, x: Tensor, sigma: float, evaluations: int, generat
         grid = torch.tensor([sigma, 0.0], dtype=torch.float64)
     for here, there in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
         share = (there / here) ** 2
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        noise = standard_normal(x.shape, x, generator)
         x0 = model.x0(x, here)
         x = x0 + share * (x - x0) + there * (1 - share) ** 0.5 * noise
     return x

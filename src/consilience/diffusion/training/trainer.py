@@ -111,7 +111,8 @@ def train(
     ``on_step(step, model)`` is part of the training, in every process; ``on_sample`` looks on: it is called in the
     first process every ``sample_every`` steps and leaves the random generators as they were. Both get the first
     average, or the model where none is kept. Raises ValueError for settings that cannot be, InputError for a folder of
-    another run or with a damaged checkpoint, FloatingPointError where the loss is no longer finite.
+    another run or with a damaged checkpoint, FloatingPointError where the loss or the weights are no longer finite, or
+    the optimizer cannot take a step of this rate.
     """
     processes = Processes(device)
     settings = _Settings(steps, batch_size, seed, accumulate, processes.count, clip, precision)
@@ -243,6 +244,8 @@ class _Run:
         self.step = 0
         self._wants_context = "context" in _parameters(loss_fn)
         self._sums: dict[str, tuple[Any, float]] = {}
+        self._broken: dict[str, Tensor] = {}
+        self._saved = 0
         self._since, self._since_step = time.monotonic(), 0
 
     # ---------------------------------------------------------------------------------------------------- a step
@@ -257,7 +260,7 @@ class _Run:
             torch.autograd.backward(loss / self.settings.accumulate)
         stop = self.processes.average_gradients(self.parameters, asked)
         self._clip()
-        self.optimizer.step()
+        self._update()
         self.step += 1
         for average in self.averages:
             average.update(self.model, self.step)
@@ -268,8 +271,21 @@ class _Run:
         norms = torch._foreach_norm(grads)
         norm = torch.stack([part.to(norms[0]) for part in norms]).norm()
         self._count("gradient_norm", norm, 1)
+        self._watch("gradient", norm)
         if self.settings.clip is not None:
             torch._foreach_mul_(grads, (self.settings.clip / (norm + 1e-6)).clamp(max=1.0))
+
+    def _update(self) -> None:
+        try:
+            self.optimizer.step()
+        except (RuntimeError, OverflowError) as error:
+            if "overflow" not in str(error):
+                raise
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"the optimizer's update at step {self.step + 1} overflows: the weights cannot take a step at a rate "
+                f"of {rate:g}; {self._left()}. Lower the rate."
+            ) from error
 
     def _loss(self, shard: int) -> Tensor:
         settings, device = self.settings, self.processes.device
@@ -285,6 +301,7 @@ class _Run:
             raise ValueError(f"the loss must be one number, the mean over the batch; got shape {tuple(loss.shape)}")
         for name, value in {"loss": loss, **numbers}.items():
             self._count(name, value, settings.accumulate)
+        self._watch("loss", loss.detach())
         return loss
 
     def _count(self, name: str, value: Any, parts: int) -> None:
@@ -293,21 +310,50 @@ class _Run:
         value = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, device=self.processes.device)
         self._sums[name] = (total + value.double() / parts, count + 1 / parts)
 
+    def _watch(self, name: str, value: Tensor) -> None:
+        """Remember the first step at which a number was not finite: on the device, without waiting for it."""
+        step = torch.where(torch.isfinite(value), math.inf, float(self.step + 1))
+        self._broken[name] = torch.minimum(self._broken[name], step) if name in self._broken else step
+
     def measure(self) -> dict[str, Any]:
-        """The means since the last row; raises FloatingPointError where the loss was not finite."""
+        """The means since the last row; raises FloatingPointError where the loss or the weights are not finite."""
         own = torch.stack([total / count for total, count in self._sums.values()])
         means = dict(zip(self._sums, self.processes.mean(own).tolist(), strict=True))
         self._sums = {}
         if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} by step {self.step}; what was saved before is still good. "
-                "Lower the rate, clip the gradients, or look at the loss's weights."
-            )
+            raise FloatingPointError(self._diverged(means["loss"]))
+        self._check_weights()
         now = time.monotonic()
         speed = (self.step - self._since_step) / max(now - self._since, 1e-9)
         self._since, self._since_step = now, self.step
         rate = self.optimizer.param_groups[0]["lr"]
         return {"step": self.step, **means, "lr": rate, "steps_per_second": round(speed, 3)}
+
+    def _check_weights(self) -> None:
+        largest = torch._foreach_norm([part.detach() for part in self.parameters if part.numel()], math.inf)
+        if not bool(torch.isfinite(torch.stack([size.to(largest[0]) for size in largest])).all()):
+            raise FloatingPointError(
+                f"the weights are no longer finite after step {self.step}; {self._left()}. "
+                "Lower the rate, or look at the loss's weights."
+            )
+
+    def _diverged(self, loss: float) -> str:
+        """What was first not finite, at which step, and what to do about it."""
+        everybody = self.processes.gather({name: float(step) for name, step in self._broken.items()})
+        name, step = min(((name, step) for own in everybody for name, step in own.items()), key=lambda one: one[1])
+        advice = "Lower the rate, clip the gradients, or look at the loss's weights."
+        if name == "loss" and step == 1:
+            advice = (
+                "The weights were still those it began with: look at the data, at the teacher and its guidance, "
+                "and at the loss's weights."
+            )
+        return f"the loss is {loss}: the {name} was first not finite at step {step:.0f}; {self._left()}. {advice}"
+
+    def _left(self) -> str:
+        """What a run that breaks off leaves."""
+        if not self._saved:
+            return "nothing was saved before"
+        return f"the checkpoint of step {self._saved} is still good, and the same run goes on from it"
 
     @contextmanager
     def shown(self) -> Iterator[nn.Module]:
@@ -325,6 +371,7 @@ class _Run:
         """Write the checkpoint; every process takes part, the first one writes."""
         if "loss" in self._sums and not bool(torch.isfinite(self.processes.mean(self._sums["loss"][0]))):
             self.measure()  # says so
+        self._check_weights()
         random = self.processes.gather(random_state())
         sums = self.processes.gather(self._sums)
         if self.processes.main:
@@ -339,6 +386,7 @@ class _Run:
                 "states": {name: owner.state_dict() for name, owner in self._owners().items()},
             }
             write(path, content)
+        self._saved = self.step
         self.processes.wait()
 
     def load(self, path: Path) -> None:
@@ -352,7 +400,7 @@ class _Run:
                 average.module.load_state_dict(state)
             for name, owner in self._owners().items():
                 owner.load_state_dict(content["states"][name])
-            self.step = self._since_step = content["step"]
+            self.step = self._since_step = self._saved = content["step"]
             device = self.processes.device
             sums = content["sums"][self.processes.index]
             self._sums = {name: (total.to(device), count) for name, (total, count) in sums.items()}
@@ -388,10 +436,8 @@ class _Run:
     def _check(self, old: Mapping[str, Any], path: Path) -> None:
         for name, value in self._fixed().items():
             if old[name] != value:
-                raise InputError(
-                    f"{path} is of a run with {name} = {old[name]}, this one has {value}: "
-                    "set it to that, or choose another folder"
-                )
+                cure = "choose another folder" if name == "ema" else "set it to that, or choose another folder"
+                raise InputError(f"{path} is of a run with {name} = {old[name]}, this one has {value}: {cure}")
 
     def _owners(self) -> dict[str, Any]:
         """The loss and the data, where they have a state."""

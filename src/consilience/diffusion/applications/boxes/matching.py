@@ -45,7 +45,7 @@ def costs(found: Predictions, boxes: Tensor, labels: Tensor) -> Tensor:
     DETR's weights (arXiv:2005.12872, and DiffusionDet, arXiv:2211.09788).
     """
     hit, miss = focal(found.logits, torch.ones_like(found.logits)), focal(found.logits, torch.zeros_like(found.logits))
-    batch = torch.arange(len(boxes))[:, None]
+    batch = torch.arange(len(boxes), device=boxes.device)[:, None]
     of_class = (hit - miss).transpose(1, 2)[batch, labels.clamp(min=0)].transpose(1, 2)
     a, b = found.boxes[:, :, None], boxes[:, None]
     apart = (corners(a) - corners(b)).abs().sum(-1)
@@ -139,7 +139,7 @@ def mean_iou(found: list[Detections], boxes: Tensor, counts: Tensor) -> float:
     total = 0.0
     for seen, true, count in zip(found, boxes, counts.tolist(), strict=True):
         best = seen.scores.argsort(descending=True, stable=True)[:count]
-        iou = pairwise_iou(seen.boxes[best], true[:count]).double().numpy()
+        iou = pairwise_iou(seen.boxes[best], true[:count]).double().cpu().numpy()
         rows, columns = linear_sum_assignment(-iou)
         total += float(iou[rows, columns].sum())
     objects = int(counts.sum())

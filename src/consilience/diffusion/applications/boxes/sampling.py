@@ -12,6 +12,7 @@ from consilience.diffusion.applications.boxes.training import padding
 from consilience.diffusion.consistency.curriculum import karras_levels
 from consilience.diffusion.consistency.maps import ddim_step
 from consilience.diffusion.grids import linear_grid
+from consilience.diffusion.processes import standard_normal
 
 RENEWED_BELOW = 0.5
 SUPPRESSED_ABOVE = 0.5
@@ -31,7 +32,7 @@ def detect(
     noising: Noising,
     steps: int,
     generator: torch.Generator | None = None,
-    proposals: int = 32,
+    proposals: int = 24,
 ) -> list[Detections]:
     """The objects of each image [batch, 3, size, size] by so many evaluations of the decoder, one of the backbone.
 
@@ -41,7 +42,7 @@ def detect(
     grid = step_grid(noising, steps)
     features = detector.features(images)
     process = noising.process
-    x = process.prior((len(images), proposals, 4), generator)
+    x = process.prior((len(images), proposals, 4), generator, dtype=images.dtype, device=images.device)
     found: list[Predictions] = []
     for t, s in zip(grid[:-1].to(x), grid[1:].to(x), strict=True):
         found.append(detector.look(features, x, t, noising).last)
@@ -53,8 +54,8 @@ def detect(
 
 def renewed(x: Tensor, logits: Tensor, s: Tensor, noising: Noising, generator: torch.Generator | None = None) -> Tensor:
     """The state x [batch, n, 4] at time s with boxes that hold nothing replaced by the noised padding of training."""
-    fresh = noising.signal(padding(tuple(x.shape[:2]), generator))
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    fresh = noising.signal(padding(tuple(x.shape[:2]), generator, x.device))
+    noise = standard_normal(tuple(x.shape), x, generator)
     poor = logits.sigmoid().amax(-1) < RENEWED_BELOW
     return torch.where(poor[..., None], noising.process.add_noise(fresh, noise, s.expand(len(x))), x)
 

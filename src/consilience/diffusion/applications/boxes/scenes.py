@@ -1,4 +1,4 @@
-"""Generated scenes: rectangles and ellipses of several colours on a noisy ground, with their boxes."""
+"""Generated scenes: rectangles and ellipses on a textured ground with lines and blobs that are no objects."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SIZE = 32
-MOST = 6
+SIZE = 48
+MOST = 8
+SIDES = (5, 20)
+CLUTTER = 4
 RECTANGLE, ELLIPSE = 0, 1
 CLASSES = 2
-COLOURS = np.array(
-    [[0.9, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.3, 0.9], [0.9, 0.8, 0.2], [0.8, 0.3, 0.8], [0.2, 0.8, 0.8]]
-)
 
 
 class Scenes(NamedTuple):
@@ -30,29 +29,51 @@ class Scenes(NamedTuple):
 
 
 def scenes(count: int, rng: np.random.Generator) -> Scenes:
-    """So many scenes of 1 to `MOST` objects, 6 to 14 pixels wide and high, that hide each other little.
+    """So many scenes of 1 to `MOST` objects with sides within `SIDES` in pixels, that hide each other little.
 
     A scene has fewer objects than were drawn for it where no place is left after a few tries.
     """
-    images = rng.normal(0, 0.12, (count, SIZE, SIZE, 3)) + rng.uniform(-0.3, 0.3, (count, 1, 1, 3))
+    images = np.stack([_ground(rng) for _ in range(count)])
     boxes, labels = torch.zeros(count, MOST, 4), torch.full((count, MOST), -1)
     counts = torch.zeros(count, dtype=torch.long)
     for row in range(count):
         for box in _places(int(rng.integers(1, MOST + 1)), rng):
             label, place = int(rng.integers(CLASSES)), int(counts[row])
-            colour = 2 * COLOURS[rng.integers(len(COLOURS))] - 1 + rng.normal(0, 0.08, 3)
             inside = object_mask(box, label)
-            images[row][inside] = colour + rng.normal(0, 0.06, (int(inside.sum()), 3))
+            images[row][inside] = _colour(rng) + rng.normal(0, 0.08, (int(inside.sum()), 3))
             boxes[row, place], labels[row, place] = torch.from_numpy(box / SIZE).float(), label
             counts[row] += 1
     return Scenes(torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous(), boxes, labels, counts)
+
+
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    """A direction of colour, 0.5 to 1 long."""
+    found = rng.normal(size=3)
+    return np.asarray(found / np.linalg.norm(found) * rng.uniform(0.5, 1.0))
+
+
+def _ground(rng: np.random.Generator) -> np.ndarray:
+    """Waves and noise, and four lines and four soft blobs of the colours that objects have."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    turns, phase = rng.normal(0, 3, 2), rng.uniform(0, 2 * np.pi)
+    wave = np.sin(2 * np.pi * (turns[0] * x + turns[1] * y) + phase)
+    image = rng.normal(0, 0.12, (SIZE, SIZE, 3)) + rng.uniform(-0.2, 0.2, 3)
+    image += wave[..., None] * rng.uniform(-0.15, 0.15, 3)
+    for _ in range(CLUTTER):
+        begin, end = rng.uniform(0, SIZE, (2, 2))
+        row, column = (begin + (end - begin) * np.linspace(0, 1, 2 * SIZE)[:, None]).astype(int).T
+        image[row, column] = _colour(rng)
+        centre, width = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.06)
+        share = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * width**2))[..., None]
+        image = image * (1 - share) + share * _colour(rng)
+    return np.asarray(image)
 
 
 def _places(count: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Boxes in pixels (centre and size), with edges on pixel edges; two share a tenth of the smaller one at most."""
     found: list[np.ndarray] = []
     for _ in range(6 * count):
-        size = rng.integers(6, 15, 2)
+        size = rng.integers(SIDES[0], SIDES[1] + 1, 2)
         corner = rng.integers(0, SIZE - size + 1)
         box = np.concatenate([corner + size / 2, size])
         if all(_shared(box, other) <= 0.1 for other in found):

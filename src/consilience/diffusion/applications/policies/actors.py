@@ -22,7 +22,7 @@ from consilience.diffusion.consistency.samplers import multistep, one_step
 from consilience.diffusion.consistency.shared import Result, compared, ends, gap, squared
 from consilience.diffusion.denoisers import Denoiser, precondition
 from consilience.diffusion.losses import Times, Weight, denoising_loss, edm_weight, lognormal_times, uniform_times
-from consilience.diffusion.processes import EDM, Process, RectifiedFlow
+from consilience.diffusion.processes import EDM, Process, RectifiedFlow, standard_normal
 from consilience.diffusion.solve import solve
 
 HUBER = 0.1
@@ -72,7 +72,7 @@ class ConsistencyPolicy(nn.Module):
 
     def sample(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Multistep consistency sampling, kept in bounds."""
-        x = self.process.prior((len(obs), self.actions), generator, dtype=obs.dtype)
+        x = self.process.prior((len(obs), self.actions), generator, dtype=obs.dtype, device=obs.device)
         least = self.process.sigma_min
         return multistep(self.map, x, self.grid, sigma_min=least, generator=generator, obs=obs).x.clamp(-1, 1)
 
@@ -89,7 +89,8 @@ class ConsistencyPolicy(nn.Module):
         if self.training_by == "ect":
             return ect(self.map, None, batch, generator, decay=ect_decay(step, 1000), c=HUBER)
         grid = karras_levels(self.process, sqrt_levels(step, 1000))
-        lower = torch.randint(len(grid) - 1, (len(batch["x"]),), generator=generator)
+        device = None if generator is None else generator.device
+        lower = torch.randint(len(grid) - 1, (len(batch["x"]),), generator=generator, device=device)
         p = neighbours(self.map, batch, grid, lower, generator)
         near, far = ends(self.map, None if target is None else target.map, p, generator)
         return compared(self.process, p, near, far, squared, 1 / gap(self.process, p.t, p.s))
@@ -116,7 +117,7 @@ class MeanFlowPolicy(nn.Module):
 
     def sample(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One jump from noise, kept in bounds."""
-        x = self.process.prior((len(obs), self.actions), generator, dtype=obs.dtype)
+        x = self.process.prior((len(obs), self.actions), generator, dtype=obs.dtype, device=obs.device)
         return one_step(self.map, x, obs=obs).x.clamp(-1, 1)
 
     def clone(
@@ -147,7 +148,7 @@ class SolvedPolicy(nn.Module):
 
     def sample(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The ODE's end from fresh noise, kept in bounds."""
-        x = self.process.prior((len(obs), self.actions), generator, dtype=obs.dtype)
+        x = self.process.prior((len(obs), self.actions), generator, dtype=obs.dtype, device=obs.device)
         return solve(self.model, x, self.evaluations, "ddim", obs=obs).x.clamp(-1, 1)
 
     def clone(
@@ -185,7 +186,7 @@ class GaussianPolicy(nn.Module):
         mean, log_std = self.law(obs)
         if self.deterministic:
             return torch.as_tensor(mean)
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        noise = standard_normal(mean.shape, mean, generator)
         return torch.as_tensor((mean + log_std.exp() * noise).clamp(-1, 1))
 
     def clone(

@@ -6,13 +6,14 @@ Needs the package gymnasium (the extra ``control``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import nn
 
 from consilience.diffusion.applications.policies.actors import Policy
 from consilience.diffusion.applications.policies.learning import Array, Episode
@@ -83,8 +84,10 @@ def returns(
     """
     seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
     total, running = np.zeros(len(envs), np.float32), list(range(len(envs)))
+    device = next((part.device for part in cast(nn.Module, policy).parameters()), None)
     while running:
-        actions = policy.sample(torch.as_tensor(np.stack([seen[i] for i in running])), generator).numpy()
+        obs = torch.as_tensor(np.stack([seen[i] for i in running]), device=device)
+        actions = policy.sample(obs, generator).cpu().numpy()
         going = []
         for i, action in zip(running, actions, strict=True):
             seen[i], reward, ended, cut, _ = envs[i].step(action)

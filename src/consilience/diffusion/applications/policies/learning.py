@@ -30,7 +30,7 @@ class Transitions(NamedTuple):
 
     def draw(self, count: int, generator: torch.Generator) -> Transitions:
         """A batch, with replacement."""
-        rows = torch.randint(len(self.obs), (count,), generator=generator)
+        rows = torch.randint(len(self.obs), (count,), generator=generator, device=generator.device).to(self.obs.device)
         return Transitions(*(part[rows] for part in self))
 
 
@@ -100,7 +100,7 @@ def actor_loss(
         return loss, log
     action = policy.sample(batch.obs, generator)
     q = through(lambda a: critics(batch.obs, a), action)
-    one = int(torch.randint(2, (), generator=generator))
+    one = int(torch.randint(2, (), generator=generator, device=generator.device))
     value = q[one].mean() / q[1 - one].abs().mean().detach().clamp(min=1e-6)
     return loss - eta * value, log | {"value": float(q.detach().mean())}
 

@@ -44,8 +44,9 @@ def ayf(
     teacher's path; AYF-LMD has g = u - (tau_t - tau_s) du/dtau_s - v(f(x_t, t, s), s). v is the teacher's flow, with
     ``weak`` that of autoguidance at scale ``guidance`` (section 3.3); for a range the scale is drawn per sample and the
     student gets it as the condition ``guidance`` [batch]. ``warmup`` rises from 0, flow matching, to 0.99 in training;
-    ``constant`` None leaves g as it is. ``target`` (None: the student)
-    gives the part without gradient. Raises ValueError without a teacher or for a warm-up outside [0, 1].
+    ``constant`` None leaves g as it is. ``target`` (None: the student) gives the part without gradient. The logits of
+    the lengths are normal, -0.8 and 1 by default; a third party's reading of the paper has -0.6 and 1.6, and scales of
+    1 to 3. Raises ValueError without a teacher or for a warm-up outside [0, 1].
     """
     if teacher is None:
         raise ValueError("ayf distils a teacher: give one (self_distillation and meanflow need none)")

@@ -16,6 +16,7 @@ from consilience.diffusion.consistency.shared import (
     Result,
     dropout_seed,
     elementwise_huber,
+    hinge,
     mean,
     pair,
     same_dropout,
@@ -76,9 +77,10 @@ def dcm(
     teacher's Euler step one level down, by pseudo-Huber of 0.001 value by value. The semantic expert adds temporal
     coherence along axis ``frames`` (video is [batch, channels, frames, ...], axis 2): the mean square of the difference
     between both states' changes over ``lag`` frames. The detail expert adds ``adversarial`` times 5 relu(1 - D) of its
-    state noised again, and 10 times the mean square between the ``features`` of both states noised alike. Lv et al.,
-    arXiv:2506.03123, and its public code. Raises ValueError without a teacher, for a boundary outside the
-    path, more phases than levels, or terms of the other expert.
+    state noised again, and 10 times the mean square between the ``features`` of both states noised alike (10 in the
+    public code for Wan, 1 in that for HunyuanVideo, which cuts 50 levels at the 38th from the data and Wan's at the
+    35th). Lv et al., arXiv:2506.03123, and its public code. Raises ValueError without a teacher, for a boundary outside
+    the path, more phases than levels, or terms of the other expert.
     """
     if (expert == "semantic" and (discriminator or features)) or (expert == "detail" and frames is not None):
         raise ValueError(
@@ -231,5 +233,4 @@ def discriminator_loss(
 ) -> Result:
     """The hinge loss relu(1 + D) of the student's states + relu(1 - D) of the target's, both noised alike."""
     t, made, true = noised_alike(process, near.detach(), far.detach(), end, boundary, generator)
-    loss = (relu(1 + discriminator(made, t)) + relu(1 - discriminator(true, t))).mean()
-    return loss, {"loss": float(loss.detach())}
+    return hinge(discriminator(made, t), discriminator(true, t))

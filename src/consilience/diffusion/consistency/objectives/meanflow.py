@@ -16,6 +16,8 @@ from consilience.diffusion.consistency.shared import (
     dropout_seed,
     mean,
     pair,
+    random_states,
+    rows,
     same_dropout,
     split,
     squared,
@@ -63,8 +65,8 @@ def meanflow(
 
     v is noise - x0, or the teacher's flow. ``instantaneous`` is the share of samples with s = t, plain flow matching;
     each sample's squared error is weighted by 1 / (itself + ``constant``)^``power`` (section 4.2). ``target`` supplies
-    the derivative. tau is the time on the straight path, the process's own on rectified flow, so that any process will
-    do. Raises ValueError for a share outside [0, 1].
+    the derivative, which is taken where s < t alone. tau is the time on the straight path, the process's own on
+    rectified flow, so that any process will do. Raises ValueError for a share outside [0, 1].
     """
     if not 0 <= instantaneous <= 1:
         raise ValueError(f"the share of samples with s = t must lie in [0, 1], got {instantaneous}")
@@ -77,13 +79,28 @@ def meanflow(
     flow, cond = path_flow(teacher, p, student.process), p.cond
     if guidance is not None:
         flow, cond = guided(student, p, flow, guidance, generator, seed)
-    with same_dropout(seed), torch.no_grad():
-        _, drift = along_path(target or student, p.x_t, p.t, p.s, flow, cond, jvp)
     with same_dropout(seed):
+        before = random_states()
         u = mean_flow(student, cond)(p.x_t, p.t, p.s)
+        dropping = random_states() != before
+    moving = (s < t).nonzero()[:, 0].to(x0.device)
+    if dropping and len(moving):  # a part of the batch would not drop the units that the whole of it did
+        moving = torch.arange(len(x0), device=x0.device)
+    drift = slope(target or student, p._replace(cond=cond), flow, moving, seed, jvp)
     error = squared(u, (flow - drift).detach())
     loss = mean(error, adaptive_weight(error, power, constant))
     return loss, {"loss": float(loss.detach()), "error": float(error.detach().mean())}
+
+
+@torch.no_grad()
+def slope(model: FlowMap, p: Pair, flow: Tensor, which: Tensor, seed: int, jvp: Jvp = "exact") -> Tensor:
+    """(tau_t - tau_s) du/dtau along ``flow`` [batch, ...] at the rows of the indices ``which``, 0 at the others."""
+    drift = torch.zeros_like(flow)
+    if len(which):
+        part = rows(p, which)
+        with same_dropout(seed):
+            _, drift[which] = along_path(model, part.x_t, part.t, part.s, flow[which], part.cond, jvp)
+    return drift
 
 
 def adaptive_weight(error: Tensor, power: float, constant: float) -> Tensor:

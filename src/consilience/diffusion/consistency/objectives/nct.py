@@ -35,9 +35,9 @@ def nct(
     ``noise`` [batch, ...] is standard normal: z_0, of which the frozen generator g = ``base`` makes data and thereby
     conditions. z_n = sqrt(1 - s_n^2) z_0 + s_n e with one e for both n and n - 1 is standard normal for every n, ever
     less bound to c as s_n = sin(n pi / (2 ``levels``)) goes from 0 to 1, where f(., c) samples what g makes given c; n
-    is uniform. ``target`` supplies the second value of the first term. Source: arXiv:2506.19741 (the
-    diffusion of noise and both terms; the sine and the default ``boundary`` are ours). Raises ValueError below two
-    levels or for a negative ``boundary``.
+    is uniform. ``target`` supplies the second value of the first term. Source: Luo et al., arXiv:2506.19741, algorithm
+    1, where ``boundary`` follows from its own term (`dual_step`); the sine, ``levels`` and the default are ours. Raises
+    ValueError below two levels or for a negative ``boundary``.
     """
     if levels < 2 or boundary < 0:
         raise ValueError(f"need at least two levels and a boundary of at least 0, got {levels} and {boundary}")
@@ -58,6 +58,17 @@ def nct(
     loss = consistency + boundary * kept
     values = {"loss": loss, "distance": consistency, "boundary": kept}
     return loss, {name: float(value.detach()) for name, value in values.items()}
+
+
+def dual_step(boundary: float, term: float, margin: float, rate: float) -> float:
+    """The weight ``boundary`` after a step of ``rate`` up the dual: max(0, boundary + rate (term - margin)).
+
+    ``term`` is the boundary's distance that `nct` logs. The weight grows while it is above the ``margin`` that it may
+    have, and is 0 once the constraint holds by itself (section 3.2). Raises ValueError for negative numbers.
+    """
+    if min(boundary, margin, rate) < 0:
+        raise ValueError(f"weight, margin and rate must be at least 0, got {boundary}, {margin} and {rate}")
+    return max(0.0, boundary + rate * (term - margin))
 
 
 def spread(noise: Tensor, fresh: Tensor, n: Tensor, levels: int) -> Tensor:

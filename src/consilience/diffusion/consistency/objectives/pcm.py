@@ -18,7 +18,7 @@ from consilience.diffusion.consistency.objectives.trajectory import (
     times,
     within_segments,
 )
-from consilience.diffusion.consistency.shared import Distance, Result, compared, elementwise_huber, split
+from consilience.diffusion.consistency.shared import Distance, Result, compared, elementwise_huber, hinge, split
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import Process, expand
@@ -84,8 +84,7 @@ def discriminator_loss(
     with torch.no_grad():
         _, found, wanted = matched(student, teacher, batch, generator, route, target=target, step=step)
         t, (made, true) = noised(student.process, route, grid, phases, (found, wanted), generator)
-    loss = (relu(1 + discriminator(made, t)) + relu(1 - discriminator(true, t))).mean()
-    return loss, {"loss": float(loss.detach())}
+    return hinge(discriminator(made, t), discriminator(true, t))
 
 
 def noised(

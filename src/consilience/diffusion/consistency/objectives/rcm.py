@@ -44,7 +44,7 @@ def rcm(
     score_times: Times = SCORE_TIMES,
     jvp: Jvp = "exact",
 ) -> Result:
-    """L_sCM + ``regularisation`` L_DMD (Zheng et al., arXiv:2510.08431, and its public code).
+    """L_sCM + ``regularisation`` L_DMD (Zheng et al., arXiv:2510.08431, algorithm 1, and its public code).
 
     On the angle arctan(sigma / alpha) every process is TrigFlow with unit data; the student's v there is F, and
     L_sCM = |F - sg(F) - g / (|g| + ``constant``)|^2 with the tangent `tangent` along the teacher's path. L_DMD moves
@@ -88,9 +88,10 @@ def trig_v(model: FlowMap, cond: dict[str, Any]) -> Function:
 def tangent(
     model: FlowMap, teacher: Denoiser, p: Pair, warmup: float, seed: int, jvp: Jvp = "exact"
 ) -> tuple[Tensor, Tensor]:
-    """F and g = -cos sqrt(1 - r^2 sin^2) (F - F_teacher) - r cos sin (y + dF/dangle), r = ``warmup``.
+    """F and g = -cos sqrt(1 - r^2 sin^2) (F - F_teacher) - cos sin (r y + dF/dangle), r = ``warmup``.
 
-    y is x on the angle. At r = 1 it is cos df/dangle, f the map's data: 0 for the teacher's exact map.
+    y is x on the angle. At r = 1 it is cos df/dangle, f the map's data: 0 for the teacher's exact map. As in algorithm
+    1 and the later code, r is on the state alone, not on the derivative (as it is in sCM).
     """
     process, (alpha, sigma) = model.process, (model.process.alpha(p.t), model.process.sigma(p.t))
     norm = _norm(process, p.t)
@@ -106,7 +107,7 @@ def tangent(
         value, slope = derivative(lambda x, t: function(x, t, p.s), (p.x_t, p.t), along, jvp)
     ahead = value - v / expand(norm, v)
     y = p.x_t / expand(norm, v)
-    return value, -cos * torch.sqrt(1 - warmup**2 * sin**2) * ahead - warmup * (cos * sin * y + slope)
+    return value, -cos * torch.sqrt(1 - warmup**2 * sin**2) * ahead - (warmup * cos * sin * y + slope)
 
 
 def rollout(

@@ -14,6 +14,7 @@ from consilience.diffusion.consistency.shared import (
     dropout_seed,
     mean,
     pair,
+    rows,
     same_dropout,
     split,
     squared,
@@ -29,6 +30,7 @@ from consilience.diffusion.consistency.straight import (
     step_size,
     straight_time,
     uniform_pair,
+    uniform_time,
 )
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
@@ -54,14 +56,16 @@ def self_distillation(
     ``kind``: the map's end moves with the velocity found there (LSD), the map does not change along the path (ESD), or
     one step is two (PSD); the velocity is the model's own at s = t (``target``'s where given, always without gradient),
     or the teacher's. Boffi, Albergo and Vanden-Eijnden, arXiv:2505.18825, section 3. Mean over the batch of squared
-    residuals of the average flow. Raises ValueError for a share outside [0, 1] or an unknown kind.
+    residuals of the average flow. On the straight path equal times are uniform, and the others uniform in the triangle
+    s < t (as in forks of its code, nmboffi/flow-maps). Raises ValueError for a share outside [0, 1] or an unknown kind.
     """
     if not 0 <= diagonal <= 1:
         raise ValueError(f"the share of samples with s = t must lie in [0, 1], got {diagonal}")
     x0, _ = split(batch)
     count = round(diagonal * len(x0))
-    t, s = intervals(len(x0), student.process, generator)
-    p = pair(student.process, batch, t, torch.cat([t[:count], s[count:]]), generator)
+    same = uniform_time(count, student.process, generator)
+    t, s = intervals(len(x0) - count, student.process, generator)
+    p = pair(student.process, batch, torch.cat([same, t]), torch.cat([same, s]), generator)
     seed = dropout_seed(generator)
     first, rest = rows(p, slice(0, count)), rows(p, slice(count, None))
     with same_dropout(seed):
@@ -152,12 +156,3 @@ def instantaneous(model: FlowMap, teacher: Denoiser | None, x: Tensor, t: Tensor
     if teacher is None:
         return mean_flow(model, cond)(x, t, t)
     return on(teacher, model.process).predict("flow", x, t, **cond)
-
-
-def rows(p: Pair, which: slice) -> Pair:
-    """Some rows of a batch and of the conditions that have one row per sample."""
-    cond = {
-        name: value[which] if isinstance(value, Tensor) and value.ndim and len(value) == len(p.t) else value
-        for name, value in p.cond.items()
-    }
-    return Pair(p.x0[which], cond, p.t[which], p.s[which], p.noise[which], p.x_t[which], p.x_s[which])

@@ -27,7 +27,7 @@ def tdd(
     window: float = 0.26,
     stray: float = 0.3,
     null: Mapping[str, Any] | None = None,
-    drop: float = 0.1,
+    drop: float = 0.2,
     grid: Tensor | None = None,
     step: Step = ddim,
     distance: Distance | None = None,
@@ -38,7 +38,8 @@ def tdd(
     below, no further down than a share ``window`` of the grid from the first, and then moved by up to a share
     ``stray`` of its own towards the end. Where ``null`` is given, a share ``drop`` of the samples has its conditions
     replaced by it for student and teacher alike, so that a student of a guided teacher can be guided anew.
-    The distance is the code's pseudo-Huber of 0.001, value by value. Raises ValueError for shares outside [0, 1].
+    The distance is the code's pseudo-Huber of 0.001, value by value; shares and schedules are those of its runs, whose
+    grid has 250 steps (here 50 by default). Raises ValueError for shares outside [0, 1].
     """
     if not (0 <= window <= 1 and 0 <= stray <= 1 and 0 <= drop <= 1):
         raise ValueError(f"window, stray and drop must be in [0, 1], got {window}, {stray} and {drop}")

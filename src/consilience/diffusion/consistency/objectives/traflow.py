@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap, Jvp
+from consilience.diffusion.consistency.objectives.ctm import gradient_ratio
 from consilience.diffusion.consistency.shared import (
     Pair,
     Result,
@@ -44,6 +45,7 @@ def traflow(
     steps: int = 16,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     intervals: Intervals = uniform_pair,
+    last_layer: Tensor | None = None,
     jvp: Jvp = "exact",
 ) -> Result:
     """Three squared errors on the straight line between a noise and the datum the teacher makes of it.
@@ -52,8 +54,11 @@ def traflow(
     df/dtau_s at s against noise - datum, which makes it straight; and self-consistency, f(x_t, t, s) against
     f(x_m, m, s) of ``target`` (None: the student) without gradient, m between. The teacher's data come from ``steps``
     Heun steps; the batch then gives only shape and conditions. Without a teacher the batch is of such pairs already:
-    data ``x`` and their ``noise``. Wu et al., arXiv:2502.16972 (the three targets; version 3 keeps the last two); the
-    form and the weights of the terms are inferred. Raises ValueError without teacher and noise.
+    data ``x`` and their ``noise``. Where ``last_layer``, a weight, is given, the change is scaled to the consistency's
+    gradient by it, by 0.01 to 10. Wu et al., arXiv:2502.16972: the change and its scale are those of the last version
+    (equation 2, section 4.6), which leaves the output out and takes `ctm`'s consistency, along the teacher's path and
+    with an average of rate 0.9999 as target. Of the first we have the three targets: equal weights, and consistency
+    on the straight line, are ours. Raises ValueError without teacher and noise.
     """
     process = student.process
     p = pairs(process, teacher, batch, steps, intervals, generator)
@@ -70,10 +75,17 @@ def traflow(
         near = student(p.x_t, p.t, p.s, **p.cond)
     with same_dropout(seed), torch.no_grad():
         far = (target or student)(x_m, middle, p.s, **p.cond)
-    terms = squared(out, p.x0), squared(u - drift, p.noise - p.x0), squared(near, far)
-    loss = mean(sum((weight * term for weight, term in zip(weights, terms, strict=True)), torch.zeros_like(terms[0])))
-    named = zip(("output", "change", "distance"), terms, strict=True)
-    return loss, {"loss": float(loss.detach())} | {name: float(term.detach().mean()) for name, term in named}
+    terms = {
+        "output": mean(squared(out, p.x0)),
+        "change": mean(squared(u - drift, p.noise - p.x0)),
+        "distance": mean(squared(near, far)),
+    }
+    log = {name: float(term.detach()) for name, term in terms.items()}
+    if last_layer is not None:
+        scale = gradient_ratio(terms["distance"], terms["change"], last_layer).clamp(0.01, 10.0)
+        terms["change"], log["change_scale"] = scale * terms["change"], float(scale)
+    loss = torch.stack([weight * term for weight, term in zip(weights, terms.values(), strict=True)]).sum()
+    return loss, {"loss": float(loss.detach())} | log
 
 
 def pairs(

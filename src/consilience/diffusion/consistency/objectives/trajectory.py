@@ -108,12 +108,26 @@ def edges(steps: int, segments: int) -> Tensor:
 
 def within_segments(grid: Tensor, segments: int, count: int, generator: torch.Generator | None, skip: int = 1) -> Route:
     """t uniform on a decreasing grid, s the end of its segment, u ``skip`` steps after t but not beyond s."""
-    steps = len(grid) - 1
+    first, second, last = indices_within(len(grid) - 1, segments, count, generator, skip)
+    grid = grid.to(first.device)
+    return Route((grid[first], grid[second]), grid[last])
+
+
+def indices_within(
+    steps: int, segments: int, count: int, generator: torch.Generator | None, skip: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices [count] of the times t, u and s of `within_segments` into a grid of that many steps."""
     first, second = hop(steps, count, generator, skip)
     ends = edges(steps, segments).to(first.device)
     last = ends[torch.searchsorted(ends, first + 1)]
-    grid = grid.to(first.device)
-    return Route((grid[first], grid[torch.minimum(second, last)]), grid[last])
+    return first, torch.minimum(second, last), last
+
+
+def at(grid: Tensor, index: Tensor) -> Tensor:
+    """The times [batch] of a grid [steps + 1] at indices [batch] in float64 that need not be whole: linear between."""
+    low = index.floor().long().clamp(0, len(grid) - 2)
+    grid = grid.to(index.device)
+    return torch.lerp(grid[low], grid[low + 1], index - low)
 
 
 def device(generator: torch.Generator | None) -> torch.device:

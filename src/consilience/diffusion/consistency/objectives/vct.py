@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from consilience.diffusion.consistency.objectives.ect import earlier, jump
 from consilience.diffusion.consistency.shared import Result, compared, ends, gap, mean, pseudo_huber, split
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
+from consilience.diffusion.processes import standard_normal
+from consilience.diffusion.solvers.plan import Noise
 
 Encoder = Callable[..., tuple[Tensor, Tensor]]
 """``encoder(x0, **cond)`` -> mean and positive standard deviation of the noise, each of the shape of x0."""
@@ -37,8 +40,8 @@ def vct(
     The encoder learns through the student's end alone. The divergence, summed over the values of a sample, is weighted
     by ``kl_weight`` over the gap at the greatest sigma / alpha, the consistency term's own weight there. The paper's
     kl_weight is 10 for tuning CIFAR-10, 30 for training from scratch. With an encoder of the standard normal this is
-    `ect`. Sampling starts from the standard normal as ever. Raises ValueError with a teacher, whose ODE is not that of
-    coupled noise.
+    `ect`. Sampling starts from the standard normal as ever; between steps the noise is `coupled_noise`. Raises
+    ValueError with a teacher, whose ODE is not that of coupled noise.
     """
     if teacher is not None:
         raise ValueError("the noise is coupled to the data here, so a teacher's ODE does not apply; use cm or ect")
@@ -57,6 +60,20 @@ def vct(
     divergence = mean(kl(loc, scale))
     weight = kl_weight / float(top - earlier(top, decay))
     return loss + weight * divergence, {**log, "kl": float(divergence.detach())}
+
+
+def coupled_noise(encoder: Encoder, generator: torch.Generator | None = None, **cond: Any) -> Noise:
+    """The ``noise`` for `samplers.multistep`: what the encoder gives the data reached, as the authors' code does.
+
+    A model trained on noise of this law has not seen states whose noise knows nothing of the data.
+    """
+
+    @torch.no_grad()
+    def draw(x: Tensor, s: float, t: float) -> Tensor:
+        loc, scale = encoder(x, **cond)
+        return loc + scale * standard_normal(tuple(x.shape), x, generator)
+
+    return draw
 
 
 def kl(loc: Tensor, scale: Tensor) -> Tensor:
