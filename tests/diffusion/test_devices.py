@@ -33,7 +33,7 @@ generators = pytest.mark.parametrize("drawn", ["cpu", "there"], ids=["generator-
 Case = Callable[[torch.device, torch.Generator], Any]
 
 
-def agree(case: Case, drawn: str, rtol: float = 1e-9, atol: float = 1e-10) -> None:
+def assert_agrees(case: Case, drawn: str, rtol: float = 1e-9, atol: float = 1e-10) -> None:
     """What a case gives elsewhere is what it gives on the CPU."""
     here = numbers(case(CPU, torch.Generator().manual_seed(3)))
     with elsewhere() as there:
@@ -81,7 +81,7 @@ def test_every_method(process: Process, drawn: str) -> None:
         assert all(part.device == device for part in found)
         return found
 
-    agree(case, drawn)
+    assert_agrees(case, drawn)
 
 
 @generators
@@ -100,7 +100,7 @@ def test_a_stock_schedulers_process(drawn: str) -> None:
             state = ours.step(net(state, (t / 1000).to(state)), t, state, generator, return_dict=False)[0]
         return [solve(model, x, 4, generator=generator).x, state]
 
-    agree(case, drawn)
+    assert_agrees(case, drawn)
 
 
 def likelihoods(device: torch.device, generator: torch.Generator) -> Any:
@@ -164,7 +164,7 @@ def losses(device: torch.device, generator: torch.Generator) -> Any:
 @generators
 @pytest.mark.parametrize("case", [likelihoods, mixtures, grids_and_times, noises, distances, losses])
 def test_what_surrounds_the_solvers(case: Case, drawn: str) -> None:
-    agree(case, drawn)
+    assert_agrees(case, drawn)
 
 
 # ---------------------------------------------------------------------------------------------------------- guidance
@@ -208,7 +208,7 @@ def test_guided_solutions(name: str, drawn: str) -> None:
         x = start(model.process, device, generator)
         return solve(guided(name, model, weak, device, generator), x, 4, "ddim").x
 
-    agree(case, drawn)
+    assert_agrees(case, drawn)
 
 
 @generators
@@ -228,7 +228,7 @@ def test_guidance_that_draws_and_trains(drawn: str) -> None:
         drawn_again = guidance.rehearsal(labelled, [1, 2], 2, (2,), 3, generator)
         return moved, scores, bins, fitted, *drawn_again, *guidance.score_alignment(model, x, grid)
 
-    agree(case, drawn)
+    assert_agrees(case, drawn)
 
 
 # ---------------------------------------------------------------------------------------------- training and pictures
@@ -289,7 +289,7 @@ def test_the_trainers_steps_are_those_of_the_cpu(name: str) -> None:
         return SETUPS[name].loss(consistency_map(net, EDM()), None, batch, generator, step=0, steps=2)
 
     data = torch.rand(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    agree(lambda device, _: trained(device, Raw(), loss, data), "there")
+    assert_agrees(lambda device, _: trained(device, Raw(), loss, data), "there")
 
 
 @pytest.mark.slow
@@ -313,7 +313,7 @@ def test_students_of_pictures_are_trained_as_on_the_cpu(objective: str) -> None:
             student = student_of(net, setup, objective).double()
         return trained(device, student, loss, rows)
 
-    agree(case, "there", rtol=1e-6, atol=1e-8)
+    assert_agrees(case, "there", rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -342,7 +342,7 @@ def test_pictures_are_drawn_and_levels_searched_for_elsewhere() -> None:
         levels = searched(few, data, 4, 1)
         return [(one.x, one.states) for one in found], levels, usual_difference(pipe, data.labels[:2], 4)
 
-    agree(case, "cpu", rtol=1e-4, atol=1e-5)
+    assert_agrees(case, "cpu", rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------ applications
@@ -384,7 +384,7 @@ def test_policies(name: str, drawn: str) -> None:
         logs = [learner.update(learning.Transitions(*parts), done) for done in (0.0, 0.5)]
         return logs, law.sample(parts[0], generator), [part.detach() for part in learner.average.parameters()]
 
-    agree(case, drawn, rtol=1e-4, atol=1e-5)
+    assert_agrees(case, drawn, rtol=1e-4, atol=1e-5)
 
 
 @generators
@@ -411,7 +411,7 @@ def test_speech(drawn: str) -> None:
         regression = training.regression_loss(voice, batch, generator)
         return training.teacher_loss(voice, batch, generator), taught, spoken, heard, regression
 
-    agree(case, drawn, rtol=1e-4, atol=1e-5)
+    assert_agrees(case, drawn, rtol=1e-4, atol=1e-5)
 
 
 @generators
@@ -432,7 +432,7 @@ def test_boxes(drawn: str) -> None:
         found = [sampling.detect(detector, batch["x"], kind, 2, generator) for kind in kinds]
         return losses, [[(one.boxes, one.scores) for one in scenes] for scenes in found]
 
-    agree(case, drawn, rtol=1e-3, atol=1e-4)
+    assert_agrees(case, drawn, rtol=1e-3, atol=1e-4)
 
 
 def test_episodes_are_played_by_a_policy_elsewhere() -> None:
@@ -447,7 +447,7 @@ def test_episodes_are_played_by_a_policy_elsewhere() -> None:
         envs = [control.Chunks(gymnasium.make("Pendulum-v1", max_episode_steps=4), 1) for _ in range(2)]
         return control.returns(envs, law, (1, 2), generator).tolist()
 
-    agree(case, "there", rtol=1e-4)
+    assert_agrees(case, "there", rtol=1e-4)
 
 
 def test_the_device_is_the_one_that_plays_a_gpu() -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import warnings
@@ -525,30 +524,11 @@ def test_the_teacher_sits_where_its_process_computes(monkeypatch, tmp_path, teac
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_student_in_one_folder(command, tmp_path):
+def test_two_processes_make_one_student_in_one_folder(command, two_processes, tmp_path):
     """gloo on loopback: what two parts of one process make, taken up by both; one of them writes."""
     flags = ["diffusion", "distill", "--teacher", "plain", "--objective", "cm", *TINY, "--out", "both"]
     for steps in ("4", "6"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *flags, "--steps", steps],
-                env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in ("0", "1")
-        ]
-        try:
-            for process in started:
-                _, words = process.communicate(timeout=300)
-                assert process.returncode == 0, words
-        finally:
-            for process in started:
-                process.kill()
+        two_processes(lambda _rank, steps=steps: ["-c", COMMAND, *flags, "--steps", steps], timeout=300)
         alone = ("distill", "--teacher", "plain", "--objective", "cm", *TINY, "--accumulate", 2, "--out", "one")
         assert command(*alone, "--steps", steps)[0] == 0
         state, other = (load(tmp_path / name).network.state_dict() for name in ("one", "both"))

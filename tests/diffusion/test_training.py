@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -248,28 +246,9 @@ def run_in_parts(out: Path | None, accumulate: int, steps: int) -> tuple[list[Te
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_two_parts_of_one_process_do(tmp_path: Path):
+def test_two_processes_do_what_two_parts_of_one_process_do(two_processes: Any, tmp_path: Path):
     """gloo on loopback: noise, clipping, frozen weights, averages and log; stopped after 4 of 7 steps and taken up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), rank],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        for process in started:
-            _, words = process.communicate(timeout=120)
-            assert process.returncode == 0, words
-    finally:
-        for process in started:
-            process.kill()
+    two_processes(lambda rank: [__file__, str(tmp_path), rank], timeout=120)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert same(first["weights"], second["weights"])
     weights_of_one, log = run_in_parts(None, 2, 7)

@@ -13,12 +13,11 @@ from consilience.diffusion.consistency.curriculum import ratio_range
 from consilience.diffusion.consistency.objectives.ctm import (
     ctm,
     discriminator_loss,
-    gradient_ratio,
     half_lognormal_times,
 )
 from consilience.diffusion.consistency.objectives.tcd import tcd
 from consilience.diffusion.consistency.objectives.trajectory import times
-from consilience.diffusion.consistency.shared import teacher_step, through
+from consilience.diffusion.consistency.shared import gradient_ratio, teacher_step, through
 from consilience.diffusion.losses import denoising_loss, edm_weight
 
 from .exact import check_gradient, gaussian, generator

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -69,6 +70,12 @@ def sample(
     )
 
 
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among a command's arguments that were given; paths as text."""
+    settings = {name: value for name, value in flags.items() if value is not None and name not in ("config", "json")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
 @app.command()
 def train(
     config: Config = None,
@@ -105,29 +112,10 @@ def train(
     json: Json = False,
 ) -> None:
     """Train an image model; the same command again goes on where it stopped."""
+    flags = _given(locals())
     from consilience.cli.diffusion.train import run
 
-    flags = {
-        "data": data,
-        "out": None if out is None else str(out),
-        "model": model,
-        "width": width,
-        "process": process,
-        "objective": objective,
-        "phases": phases,
-        "loss": loss,
-        "immiscible": immiscible,
-        "unconditional": unconditional,
-        "steps": steps,
-        "batch": batch,
-        "lr": lr,
-        "ema": ema,
-        "accumulate": accumulate,
-        "precision": precision,
-        "seed": seed,
-        "sample_every": sample_every,
-    }
-    run(config, {name: value for name, value in flags.items() if value is not None}, as_json=json)
+    run(config, flags, as_json=json)
 
 
 @app.command()
@@ -158,25 +146,10 @@ def distill(
     json: Json = False,
 ) -> None:
     """Make a model for one to four steps of one that needs many; the same command again goes on where it stopped."""
+    flags = _given(locals())
     from consilience.cli.diffusion.distill import run
 
-    flags = {
-        "teacher": teacher,
-        "objective": objective,
-        "phases": phases,
-        "data": data,
-        "out": None if out is None else str(out),
-        "guidance": guidance,
-        "steps": steps,
-        "batch": batch,
-        "lr": lr,
-        "ema": ema,
-        "accumulate": accumulate,
-        "precision": precision,
-        "seed": seed,
-        "sample_every": sample_every,
-    }
-    run(config, {name: value for name, value in flags.items() if value is not None}, as_json=json)
+    run(config, flags, as_json=json)
 
 
 @app.command()

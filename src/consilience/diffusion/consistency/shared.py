@@ -204,6 +204,19 @@ def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     return (values if weight is None else values * weight.to(values)).mean()
 
 
+def gradient_ratio(loss: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """The norm of the loss's gradient by ``weight`` over that of the other's, without gradient, at most 10^4; 0-d.
+
+    The adaptive weight of VQGAN (arXiv:2012.09841), which CTM takes (arXiv:2310.02279).
+    """
+    mine, its = (torch.autograd.grad(part, weight, retain_graph=True)[0].norm() for part in (loss, other))
+    return (mine / (its + 1e-4)).clamp(max=1e4).detach()
+
+
+Discriminator = Callable[[Tensor, Tensor], Tensor]
+"""Of states x [batch, ...] and times t [batch]: logits, one or more per sample, high for what is real."""
+
+
 def hinge(made: Tensor, real: Tensor) -> Result:
     """relu(1 + made) + relu(1 - real), the means over a discriminator's logits of the two, of any shapes."""
     loss = relu(1 + made).mean() + relu(1 - real).mean()

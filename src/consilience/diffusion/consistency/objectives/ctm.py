@@ -23,6 +23,7 @@ from consilience.diffusion.consistency.shared import (
     Result,
     compared,
     dropout_seed,
+    gradient_ratio,
     hinge,
     pair,
     same_dropout,
@@ -131,12 +132,6 @@ def half_lognormal_times(count: int, process: Process, generator: torch.Generato
     first = lognormal_times()(count // 2, process, generator)
     u = torch.rand(count - count // 2, generator=generator, dtype=torch.float64, device=device(generator))
     return torch.cat([first, process.time((high + 0.7 * u * (low - high)) ** 7)])
-
-
-def gradient_ratio(loss: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """The norm of the loss's gradient by ``weight`` over that of the other's, without gradient, at most 10^4; 0-d."""
-    mine, its = (torch.autograd.grad(part, weight, retain_graph=True)[0].norm() for part in (loss, other))
-    return (mine / (its + 1e-4)).clamp(max=1e4).detach()
 
 
 def _scale(loss: Tensor, term: Tensor, weight: Tensor | None, low: float = 0.0, high: float = 1e4) -> Tensor:

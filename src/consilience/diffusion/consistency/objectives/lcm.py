@@ -37,9 +37,8 @@ def lcm(
     `guidance_embedding`); the teacher's step is by (1 + w) D - w D_null, ``null`` the conditions of its unconditional
     call. t is uniform on the decreasing ``grid`` (1000 steps by default), u ``skip`` steps on; both ends are data
     (algorithm 1; the skipping is section 4.3). Without a teacher it is latent consistency fine-tuning, whose states
-    share datum and noise (algorithm 4). The distance is the code's pseudo-Huber of 0.001, value by
-    value. Raises ValueError for a teacher
-    without ``null`` and where w is not from low to high.
+    share datum and noise (algorithm 4). The distance is the code's pseudo-Huber of 0.001, value by value. Raises
+    ValueError for a teacher without ``null`` and where w is not from low to high.
     """
     if teacher is not None and null is None:
         raise ValueError("guided distillation needs null, the conditions of the teacher's unconditional call")

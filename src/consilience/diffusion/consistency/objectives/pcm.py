@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
@@ -18,13 +16,18 @@ from consilience.diffusion.consistency.objectives.trajectory import (
     times,
     within_segments,
 )
-from consilience.diffusion.consistency.shared import Distance, Result, compared, elementwise_huber, hinge, split
+from consilience.diffusion.consistency.shared import (
+    Discriminator,
+    Distance,
+    Result,
+    compared,
+    elementwise_huber,
+    hinge,
+    split,
+)
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import Process, expand
-
-Discriminator = Callable[[Tensor, Tensor], Tensor]
-"""Of noisy states x [batch, ...] at times t [batch]: logits, a row or more per sample, high for the target's."""
 
 
 def pcm(

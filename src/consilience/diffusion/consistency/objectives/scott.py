@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.objectives.trajectory import Route, Step, hop, matched, times
 from consilience.diffusion.consistency.shared import (
+    Discriminator,
     Distance,
     Result,
     compared,
@@ -25,9 +25,6 @@ from consilience.diffusion.consistency.shared import (
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch
 from consilience.diffusion.processes import Process, expand, standard_normal
-
-Discriminator = Callable[[Tensor, Tensor], Tensor]
-"""Of data x [batch, ...] and the times t [batch] of the states they were made from: logits, high for real."""
 
 
 def scott(

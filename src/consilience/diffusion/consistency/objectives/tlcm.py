@@ -15,6 +15,7 @@ from consilience.diffusion.consistency.maps import FlowMap
 from consilience.diffusion.consistency.objectives.rcm import distribution_matching
 from consilience.diffusion.consistency.objectives.trajectory import Step, at, ddim, device, times, walk
 from consilience.diffusion.consistency.shared import (
+    Discriminator,
     Distance,
     Pair,
     Result,
@@ -32,9 +33,6 @@ from consilience.diffusion.consistency.straight import on
 from consilience.diffusion.denoisers import Denoiser
 from consilience.diffusion.losses import Batch, Times, uniform_times
 from consilience.diffusion.processes import Process
-
-Discriminator = Callable[[Tensor, Tensor], Tensor]
-"""Of noisy states x [batch, ...] at times t [batch]: logits, high for real."""
 
 Scores = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Of data [batch, ...]: how much they are liked under their own condition and under another, [batch] each."""

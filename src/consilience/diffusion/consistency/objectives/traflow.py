@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from consilience.diffusion.consistency.maps import FlowMap, Jvp
-from consilience.diffusion.consistency.objectives.ctm import gradient_ratio
 from consilience.diffusion.consistency.shared import (
     Pair,
     Result,
     dropout_seed,
+    gradient_ratio,
     mean,
     pair,
     same_dropout,
